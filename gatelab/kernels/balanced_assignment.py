@@ -1,0 +1,1 @@
+"""Exact balanced assignment of tokens to experts."""
