@@ -1,0 +1,18 @@
+"""The primitives every gate and expert layer is made of, each with one signature in every backend."""
+
+from gatelab.kernels.attention_gate import attention_gate
+from gatelab.kernels.backend import use
+from gatelab.kernels.balanced_assignment import Assignment, balanced_assignment
+from gatelab.kernels.expert_mlp import expert_mlp
+from gatelab.kernels.group_by_expert import group_by_expert
+from gatelab.kernels.local_filter import local_filter
+
+__all__ = [
+    "Assignment",
+    "attention_gate",
+    "balanced_assignment",
+    "expert_mlp",
+    "group_by_expert",
+    "local_filter",
+    "use",
+]

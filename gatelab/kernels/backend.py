@@ -5,15 +5,16 @@ with one function of that name and the public signature. A primitive that a back
 """
 
 import contextlib
-import functools
 import importlib
-import importlib.util
 import os
+import pkgutil
 from collections.abc import Callable, Iterator
 
 import torch
 
 BACKENDS = ("reference", "cpu", "triton")
+PACKAGE = "gatelab.kernels"
+PRIMITIVES = ("attention_gate", "balanced_assignment", "expert_mlp", "group_by_expert", "local_filter")
 _forced: str | None = None
 
 
@@ -44,7 +45,7 @@ def backend_for(device_type: str) -> str:
         return _forced
     if wanted := _from_environment():
         return wanted
-    return {"cpu": "cpu", "cuda": "triton"}.get(device_type, "reference")
+    return {"cpu": "cpu"}.get(device_type, "reference")
 
 
 # Read once a process would make the variable deaf to a test's monkeypatch; read under torch.compile it would be a
@@ -55,21 +56,27 @@ def _from_environment() -> str | None:
     return _checked(name, "GATELAB_BACKEND") if name else None
 
 
-def _load(primitive: str, backend: str) -> Callable:
-    module = f"gatelab.kernels.{backend}.{primitive}"
-    try:
-        found = importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the backend's own dependency (triton) is not installed
-        found = False
-    if not found:
-        module = f"gatelab.kernels.reference.{primitive}"
-    return getattr(importlib.import_module(module), primitive)
-
-
-_load_once = functools.cache(_load)
-
-
 def implementation(primitive: str, device_type: str) -> Callable:
     """The function that computes `primitive` (its name, e.g. `"expert_mlp"`) on tensors of `device_type`."""
-    load = _load if torch.compiler.is_compiling() else _load_once  # the compiler cannot see through a cache
-    return load(primitive, backend_for(device_type))
+    backend = backend_for(device_type)
+    _load(backend)
+    return _tables[backend][primitive]
+
+
+_tables: dict[str, dict[str, Callable]] = {}
+
+
+# To the compiler a constant: it cannot trace an import. All primitives at once, so that no later call of the same trace
+# finds a table that has grown.
+@torch.compiler.assume_constant_result
+def _load(backend: str) -> bool:
+    if backend not in _tables:
+        own = {module.name for module in pkgutil.iter_modules(importlib.import_module(f"{PACKAGE}.{backend}").__path__)}
+        _tables[backend] = {
+            primitive: getattr(
+                importlib.import_module(f"{PACKAGE}.{backend if primitive in own else 'reference'}.{primitive}"),
+                primitive,
+            )
+            for primitive in PRIMITIVES
+        }
+    return True

@@ -1,0 +1,1 @@
+"""What a gate is put into: experts and the Mixture-of-Experts layer."""

@@ -1,0 +1,1 @@
+"""Gates: the contract (`routing`), the pipeline (`router`), its parts, and the catalogue (`recipes`)."""

@@ -1,0 +1,230 @@
+"""`Router`: the pipeline every gate is. score · activation · select · weight · balance, and out comes a `Routing`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from gatelab.routers.activation import Activation, probabilities, resolve_activation
+from gatelab.routers.balance import Balance
+from gatelab.routers.context import Context, Selection
+from gatelab.routers.guarantees import Guarantees
+from gatelab.routers.inputs import check_finite, check_forced, rows, to_context
+from gatelab.routers.routing import Routing, Summary, count_experts
+
+if TYPE_CHECKING:
+    from gatelab.routers.tape import Tape
+
+FORWARDS_BEFORE_WARNING = 100
+
+
+class Router(nn.Module):
+    """A gate, made of four choices and what keeps it balanced.
+
+    Args:
+        score: `score(ctx) -> (T, E)` raw logits; a function or a module.
+        select: `select(scores (T, E), ctx) -> Selection`, on the scores after every `adjust`.
+        activation: name or callable (T, E) -> (T, E), from logits to scores.
+        weight: one `weight(gates (T, J), valid (T, J), ctx) -> (T, J)` or several, applied in order to the unadjusted
+            scores of everything chosen; none = those scores.
+        balance: parts with the hooks of `Balance`.
+        num_experts: E; default `score.num_experts`.
+        hidden_size: D, to check the input against; default `score.hidden_size` if it has one.
+        select_on: `scores`, or `logits` where the activation saturates.
+        gate_dtype: the dtype scoring runs in, whatever the model's; bfloat16 reproduces models whose gate runs in it.
+        weights_on_input: the weight multiplies what goes into the expert (Llama 4).
+
+    Raises:
+        ValueError: E is unknown, or a name is.
+    """
+
+    def __init__(
+        self,
+        *,
+        score: Callable[[Context], Tensor],
+        select: Callable[[Tensor, Context], Selection],
+        activation: str | Activation = "softmax",
+        weight: Callable[..., Tensor] | Iterable[Callable[..., Tensor]] = (),
+        balance: Iterable[Balance] = (),
+        num_experts: int | None = None,
+        hidden_size: int | None = None,
+        select_on: Literal["scores", "logits"] = "scores",
+        gate_dtype: torch.dtype = torch.float32,
+        weights_on_input: bool = False,
+    ) -> None:
+        super().__init__()
+        num_experts = getattr(score, "num_experts", None) if num_experts is None else num_experts
+        if num_experts is None or num_experts < 1:
+            raise ValueError(f"num_experts={num_experts}: pass num_experts= (at least 1), or a score that has it")
+        k = getattr(select, "k", None)
+        if k is not None and not 1 <= k <= num_experts:
+            raise ValueError(f"top_k={k} does not fit num_experts={num_experts}; choose 1 to {num_experts}")
+        if select_on not in ("scores", "logits"):
+            raise ValueError(f"select_on={select_on!r} is unknown; choose 'scores' or 'logits'")
+        self.num_experts: int = num_experts
+        self.hidden_size: int | None = getattr(score, "hidden_size", None) if hidden_size is None else hidden_size
+        self.score, self.select = score, select
+        self.activation = resolve_activation(activation)
+        self.weight = _Chain([weight] if callable(weight) else weight)
+        # A ModuleList, typed by what it holds.
+        self.balance = cast("Sequence[Balance]", nn.ModuleList(balance))
+        self.select_on, self.gate_dtype, self.weights_on_input = select_on, gate_dtype, weights_on_input
+        self.tapes: tuple[Tape, ...] = ()
+        self._forwards_since_update = 0
+
+    @property
+    def parts(self) -> list[Any]:
+        """The parts in the order they act."""
+        return [self.score, self.activation, self.select, *self.weight.parts, *self.balance]
+
+    @property
+    def guarantees(self) -> Guarantees:
+        """What this gate promises in its current mode, training or evaluation."""
+        return Guarantees.joint(self.parts, self.training)
+
+    @property
+    def num_parameters(self) -> int:
+        """Learned numbers; state is not counted."""
+        return sum(p.numel() for p in self.parameters())
+
+    def flops(self, T: int) -> int:
+        """Matrix-product FLOPs of one forward over T tokens (2 per multiply-add), in closed form."""
+        return sum(part.flops(T) for part in self.parts if hasattr(part, "flops"))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *,
+        token_mask: Tensor | None = None,
+        token_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        previous: Routing | None = None,
+        forced: Tensor | None = None,
+        cache: dict[str, Any] | None = None,
+    ) -> Routing:
+        """Route.
+
+        Args:
+            hidden_states: (B, S, D), or (T, D): one sequence of T.
+            token_mask: (B, S) or (T,), cast to bool; True = a real token. Others go nowhere and influence nothing.
+            token_ids, labels: (B, S) or (T,), for gates that read them.
+            previous: the Routing of the layer before, for gates that read it.
+            forced: (B, S, K) or (T, K) expert ids to route to instead of selecting (-1 = none); still weighed.
+            cache: a dict, one per layer, that carries a gate over from call to call when decoding.
+
+        Returns:
+            The Routing of T = B·S tokens.
+
+        Raises:
+            ValueError: a shape does not fit, or the hidden states hold NaN or inf (looked at on the CPU in eager
+                mode; on a GPU or under torch.compile, where looking would stall, they propagate).
+        """
+        ctx = to_context(self, hidden_states, token_mask, token_ids, labels, previous, cache)
+        check_finite(ctx.hidden, "hidden_states")
+        with torch.autocast(ctx.hidden.device.type, enabled=False):
+            routing = self._route(ctx, None if forced is None else rows(forced, ctx, "forced"))
+        if self.training:
+            self._record(routing)
+        return routing
+
+    def _route(self, ctx: Context, forced: Tensor | None) -> Routing:
+        wide = torch.promote_types(self.gate_dtype, torch.float32)
+        ctx.logits = _in_dtype(self.score, self.gate_dtype, ctx).to(wide)
+        ctx.noisy_logits = ctx.logits
+        for part in self.balance:
+            ctx.noisy_logits = part.perturb(ctx.noisy_logits, ctx)
+        ctx.scores = self.activation(ctx.noisy_logits)
+        ctx.probabilities = probabilities(self.activation, ctx.noisy_logits, ctx.scores)
+        ctx.selection = selection = self._select(ctx) if forced is None else Selection(forced)
+        if ctx.mask_T is not None:
+            selection.ids = torch.where(ctx.mask_T[:, None], selection.ids, -1)
+        if forced is not None:
+            check_forced(forced, self.num_experts)
+        ctx.requested = count_experts(selection.ids, self.num_experts)
+        valid = selection.ids >= 0
+        gates = selection.gates
+        if gates is None:
+            gates = ctx.scores.gather(1, selection.ids.clamp(min=0))
+        gates = torch.where(valid, gates, 0)
+        gates = torch.where(valid, self.weight(gates, valid, ctx), 0)
+        losses = {name: value for part in self.balance for name, value in part.losses(ctx).items()}
+        return Routing.from_topk(
+            selection.ids,
+            gates,
+            self.num_experts,
+            keep=selection.keep,
+            max_assignments=selection.max_assignments,
+            token_mask=ctx.mask_T,
+            router_logits=ctx.logits,
+            scores=ctx.scores,
+            probabilities=ctx.probabilities,
+            requested=ctx.requested,
+            losses=losses,
+            statistics={name: value.detach() for name, value in ctx.statistics.items()},
+            weights_on_input=self.weights_on_input,
+        )
+
+    def _select(self, ctx: Context) -> Selection:
+        adjusted = ctx.scores if self.select_on == "scores" else ctx.noisy_logits
+        for part in self.balance:
+            adjusted = part.adjust(adjusted, ctx)
+        return self.select(adjusted, ctx)
+
+    def update(self, summaries: Sequence[Summary]) -> None:
+        """Move the state of every balance part: once per optimizer step, with the summaries of its micro-batches."""
+        self._forwards_since_update = 0
+        if summaries:
+            with torch.no_grad():
+                for part in self.balance:
+                    part.update(summaries)
+
+    def _record(self, routing: Routing) -> None:
+        if torch.compiler.is_compiling():
+            for tape in self.tapes:
+                tape.add(self, routing)
+            return
+        if torch._C._current_graph_task_id() != -1:  # a recomputation inside backward: seen already
+            return
+        for tape in self.tapes:
+            tape.add(self, routing)
+        self._forwards_since_update += 1
+        if self._forwards_since_update == FORWARDS_BEFORE_WARNING and self.guarantees.stateful:
+            warnings.warn(
+                f"a stateful gate has trained {FORWARDS_BEFORE_WARNING} forwards without an update: call "
+                "gatelab.update_routers(tape) after each optimizer step",
+                stacklevel=3,
+            )
+
+    def extra_repr(self) -> str:
+        name = getattr(self.activation, "__name__", repr(self.activation))
+        return f"num_experts={self.num_experts}, activation={name}, select_on={self.select_on!r}"
+
+
+class _Chain(nn.Module):
+    """Weight parts in order; functions and modules alike."""
+
+    def __init__(self, parts: Iterable[Callable[..., Tensor]]) -> None:
+        super().__init__()
+        self.parts = list(parts)
+        for i, part in enumerate(self.parts):
+            if isinstance(part, nn.Module):
+                self.add_module(str(i), part)
+
+    def forward(self, gates_TJ: Tensor, valid_TJ: Tensor, ctx: Context) -> Tensor:
+        for part in self.parts:
+            gates_TJ = part(gates_TJ, valid_TJ, ctx)
+        return gates_TJ
+
+
+def _in_dtype(part: Callable[..., Tensor], dtype: torch.dtype, *args: Any) -> Tensor:
+    """Run a part as if its parameters and buffers had `dtype`, whatever the model was moved to."""
+    if isinstance(part, nn.Module):
+        tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}
+        cast = {name: t.to(dtype) for name, t in tensors.items() if t.is_floating_point() and t.dtype != dtype}
+        if cast:
+            return torch.func.functional_call(part, cast, args)
+    return part(*args)
