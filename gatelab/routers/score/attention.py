@@ -1,10 +1,7 @@
-"""Score: hidden states to raw router logits. `score(ctx) -> (T, E)`."""
+"""The score of Yuan 2.0-M32: attention over experts."""
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,38 +9,7 @@ from gatelab import kernels
 from gatelab.routers.context import Context
 from gatelab.routers.filtering import LocalizedFiltering
 from gatelab.routers.guarantees import Guarantees
-
-
-def _uniform(*shape: int) -> nn.Parameter:
-    """Uniform within 1/√fan-in, the default of `nn.Linear`."""
-    bound = 1 / math.sqrt(shape[-1])
-    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
-
-
-class LinearScore(nn.Module):
-    """z = x Wᵀ: Mixtral, Switch, most gates. E·D parameters.
-
-    Args:
-        hidden_size: D.
-        num_experts: E.
-        bias: adds a learned (E,) to the logits.
-    """
-
-    def __init__(self, hidden_size: int, num_experts: int, bias: bool = False) -> None:
-        super().__init__()
-        self.hidden_size, self.num_experts = hidden_size, num_experts
-        self.weight = _uniform(num_experts, hidden_size)
-        self.bias = nn.Parameter(torch.zeros(num_experts)) if bias else None
-
-    def forward(self, ctx: Context) -> Tensor:
-        return F.linear(ctx.hidden_TD, self.weight, self.bias)
-
-    def flops(self, T: int) -> int:
-        """2·T·D·E."""
-        return 2 * T * self.hidden_size * self.num_experts
-
-    def extra_repr(self) -> str:
-        return f"hidden_size={self.hidden_size}, num_experts={self.num_experts}"
+from gatelab.routers.score.linear import uniform
 
 
 class AttentionScore(nn.Module):
@@ -63,9 +29,9 @@ class AttentionScore(nn.Module):
     def __init__(self, hidden_size: int, num_experts: int, lfa: bool = False) -> None:
         super().__init__()
         self.hidden_size, self.num_experts = hidden_size, num_experts
-        self.query = _uniform(num_experts, hidden_size)
-        self.key = _uniform(num_experts, hidden_size)
-        self.value = _uniform(num_experts, hidden_size)
+        self.query = uniform(num_experts, hidden_size)
+        self.key = uniform(num_experts, hidden_size)
+        self.value = uniform(num_experts, hidden_size)
         self.lfa = LocalizedFiltering(hidden_size) if lfa else None
 
     def forward(self, ctx: Context) -> Tensor:
@@ -85,18 +51,3 @@ class AttentionScore(nn.Module):
 
     def extra_repr(self) -> str:
         return f"hidden_size={self.hidden_size}, num_experts={self.num_experts}"
-
-
-class NoScore(nn.Module):
-    """Zeros: for gates that do not look at the hidden states (dense, random, round-robin)."""
-
-    def __init__(self, hidden_size: int, num_experts: int) -> None:
-        super().__init__()
-        self.hidden_size, self.num_experts = hidden_size, num_experts
-
-    def forward(self, ctx: Context) -> Tensor:
-        return ctx.hidden.new_zeros(ctx.hidden_TD.shape[0], self.num_experts)
-
-    def flops(self, T: int) -> int:
-        """0."""
-        return 0

@@ -1,0 +1,7 @@
+"""Score: hidden states to raw router logits. `score(ctx) -> (T, E)`."""
+
+from gatelab.routers.score.attention import AttentionScore
+from gatelab.routers.score.linear import LinearScore
+from gatelab.routers.score.none import NoScore
+
+__all__ = ["AttentionScore", "LinearScore", "NoScore"]

@@ -1,0 +1,27 @@
+"""The contract suite over the whole registry: a new recipe is tested without writing a line."""
+
+import pytest
+import torch
+
+import gatelab
+from gatelab import testing
+
+D, E = 16, 5
+
+
+@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("name", gatelab.list_routers())
+def test_contract(name, check):
+    check(lambda: gatelab.create_router(name, D, E))
+
+
+@pytest.mark.parametrize("name", gatelab.list_routers())
+def test_one_expert_is_the_plain_mlp(name):
+    router = gatelab.create_router(name, D, 1).eval()
+    batch = testing.make_batch(router, D)
+    experts = gatelab.Experts(1, D, 8)
+    y, routing = testing.route(gatelab.MoE(router, experts), batch)
+    x = batch.hidden.flatten(0, 1)
+    gate, up = (x @ experts.gate_up_proj[0].T).chunk(2, dim=1)
+    mlp = (torch.nn.functional.silu(gate) * up) @ experts.down_proj[0].T
+    torch.testing.assert_close(y.flatten(0, 1), routing.to_dense() * mlp)
