@@ -1,6 +1,7 @@
 """Mixture-of-Experts gates as pluggable modules over one expert layer, and a bench that measures them."""
 
 from gatelab import kernels
+from gatelab.layers.attention import FilteredAttention
 from gatelab.layers.experts import Experts, SharedExpert
 from gatelab.layers.moe import MoE
 from gatelab.routers.context import Context, Selection
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Context",
     "Experts",
+    "FilteredAttention",
     "Guarantees",
     "LocalizedFiltering",
     "MoE",

@@ -53,7 +53,7 @@ class LocalizedFiltering(nn.Module):
 
         Args:
             x_BSD: (B, S, D).
-            token_mask: (B, S) bool, True = a real token.
+            token_mask: (B, S), cast to bool; True = a real token.
             cache: a dict that carries the filter over from call to call when decoding; holds (B, D) and (B, D/2).
 
         Returns:
@@ -67,7 +67,7 @@ class LocalizedFiltering(nn.Module):
             self.second_bias,
             self.norm_weight,
             eps=self.eps,
-            token_mask=token_mask,
+            token_mask=None if token_mask is None else token_mask.bool(),
             history=None if cache is None else cache.get("local_filter"),
         )
         if cache is not None:
