@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,12 +24,15 @@ class Context:
         token_ids, labels: (B, S) or None.
         previous: the Routing of the layer before, or None.
         cache: the caller's dict for decoding step by step, or None; a part keeps what it needs under its own key.
+        score: the gate's own score, in its dtype; see `rescore`.
         logits: (T, E) raw router logits.
         noisy_logits: (T, E) after every `perturb`.
+        noise_std: standard deviation of Gaussian noise on the logits, (T, E) or a scalar; None without such noise.
         scores: (T, E) after the activation.
         probabilities: (T, E), rows that sum to 1.
         selection: what `select` answered.
         requested: (E,) int64, real assignments in the selection, before any drop.
+        weights: (T, J) combine weights of the selection, before any drop.
         statistics: one dict that every part may write; detached small tensors, for `update`.
     """
 
@@ -40,12 +44,15 @@ class Context:
     labels: Tensor | None = None
     previous: Routing | None = None
     cache: dict[str, Any] | None = None
+    score: Callable[[Context], Tensor] | None = None
     logits: Tensor = field(init=False)
     noisy_logits: Tensor = field(init=False)
+    noise_std: Tensor | None = None
     scores: Tensor = field(init=False)
     probabilities: Tensor = field(init=False)
     selection: Selection = field(init=False)
     requested: Tensor = field(init=False)
+    weights: Tensor = field(init=False)
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -62,6 +69,11 @@ class Context:
     def mask_T(self) -> Tensor | None:
         """(T,) bool or None."""
         return None if self.token_mask is None else self.token_mask.flatten()
+
+    def rescore(self, hidden: Tensor) -> Tensor:
+        """(T, E) raw logits of other hidden states (B, S, D), for noise on the gate's input."""
+        assert self.score is not None
+        return self.score(replace(self, hidden=hidden))
 
     def mean(self, values_T: Tensor) -> Tensor:
         """Mean over real tokens of (T,) or (T, ...) values; 0 when there is no real token."""

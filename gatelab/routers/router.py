@@ -132,8 +132,8 @@ class Router(nn.Module):
         return routing
 
     def _route(self, ctx: Context, forced: Tensor | None) -> Routing:
-        wide = torch.promote_types(self.gate_dtype, torch.float32)
-        ctx.logits = _in_dtype(self.score, self.gate_dtype, ctx).to(wide)
+        ctx.score = self._score
+        ctx.logits = self._score(ctx)
         ctx.noisy_logits = ctx.logits
         for part in self.balance:
             ctx.noisy_logits = part.perturb(ctx.noisy_logits, ctx)
@@ -150,11 +150,11 @@ class Router(nn.Module):
         if gates is None:
             gates = ctx.scores.gather(1, selection.ids.clamp(min=0))
         gates = torch.where(valid, gates, 0)
-        gates = torch.where(valid, self.weight(gates, valid, ctx), 0)
+        ctx.weights = torch.where(valid, self.weight(gates, valid, ctx), 0)
         losses = {name: value for part in self.balance for name, value in part.losses(ctx).items()}
         return Routing.from_topk(
             selection.ids,
-            gates,
+            ctx.weights,
             self.num_experts,
             keep=selection.keep,
             max_assignments=selection.max_assignments,
@@ -167,6 +167,9 @@ class Router(nn.Module):
             statistics={name: value.detach() for name, value in ctx.statistics.items()},
             weights_on_input=self.weights_on_input,
         )
+
+    def _score(self, ctx: Context) -> Tensor:
+        return _in_dtype(self.score, self.gate_dtype, ctx).to(torch.promote_types(self.gate_dtype, torch.float32))
 
     def _select(self, ctx: Context) -> Selection:
         adjusted = ctx.scores if self.select_on == "scores" else ctx.noisy_logits
