@@ -10,7 +10,7 @@ from gatelab.routers.guarantees import Guarantees
 from gatelab.routers.registry import create_router, describe_router, list_routers
 from gatelab.routers.router import Router
 from gatelab.routers.routing import Routing
-from gatelab.routers.tape import Tape, record, update_routers
+from gatelab.routers.tape import Tape, attach, record, update_routers
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,7 @@ __all__ = [
     "Selection",
     "SharedExpert",
     "Tape",
+    "attach",
     "create_router",
     "describe_router",
     "kernels",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,13 @@ from gatelab.routers.guarantees import Guarantees
 from gatelab.routers.inputs import check_finite, check_forced, rows, to_context
 from gatelab.routers.routing import Routing, Summary, count_experts
 
-if TYPE_CHECKING:
-    from gatelab.routers.tape import Tape
-
 FORWARDS_BEFORE_WARNING = 100
+
+
+class Listener(Protocol):
+    """What a training forward is told to: a `Tape`, or what `attach` makes."""
+
+    def add(self, router: Router, routing: Routing) -> None: ...
 
 
 class Router(nn.Module):
@@ -73,7 +76,7 @@ class Router(nn.Module):
         # A ModuleList, typed by what it holds.
         self.balance = cast("Sequence[Balance]", nn.ModuleList(balance))
         self.select_on, self.gate_dtype, self.weights_on_input = select_on, gate_dtype, weights_on_input
-        self.tapes: tuple[Tape, ...] = ()
+        self.listeners: tuple[Listener, ...] = ()
         self._forwards_since_update = 0
 
     @property
@@ -187,13 +190,13 @@ class Router(nn.Module):
 
     def _record(self, routing: Routing) -> None:
         if torch.compiler.is_compiling():
-            for tape in self.tapes:
-                tape.add(self, routing)
+            for listener in self.listeners:
+                listener.add(self, routing)
             return
         if torch._C._current_graph_task_id() != -1:  # a recomputation inside backward: seen already
             return
-        for tape in self.tapes:
-            tape.add(self, routing)
+        for listener in self.listeners:
+            listener.add(self, routing)
         self._forwards_since_update += 1
         if self._forwards_since_update == FORWARDS_BEFORE_WARNING and self.guarantees.stateful:
             warnings.warn(

@@ -14,6 +14,7 @@ from gatelab.routers.routing import Routing, Summary
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.optim import Optimizer
 
 
 class Tape:
@@ -70,15 +71,14 @@ def record(model: nn.Module) -> Iterator[Tape]:
     loss.backward(); optimizer.step()
     gatelab.update_routers(tape)
     """
-    names = {module: name for name, module in model.named_modules() if isinstance(module, Router)}
-    tape = Tape(names)
-    for router in names:
-        router.tapes = (*router.tapes, tape)
+    tape = Tape({router: name for name, router in _routers(model).items()})
+    for router in tape.names:
+        router.listeners = (*router.listeners, tape)
     try:
         yield tape
     finally:
-        for router in names:
-            router.tapes = tuple(t for t in router.tapes if t is not tape)
+        for router in tape.names:
+            router.listeners = tuple(listener for listener in router.listeners if listener is not tape)
 
 
 def update_routers(*tapes: Tape, group: ProcessGroup | None = None) -> None:
@@ -93,6 +93,51 @@ def update_routers(*tapes: Tape, group: ProcessGroup | None = None) -> None:
     for tape in tapes:
         for router, routing in tape.entries:
             recorded.setdefault(router, []).append(routing.summary())
+    _update(recorded, group)
+
+
+class attach:
+    """Move the state of a model's gates by itself, after every step of an optimizer.
+
+        handle = gatelab.attach(optimizer, model)
+
+    For training loops that are not one's own. The forwards since the last step are taken together, so gradient
+    accumulation needs nothing more. Losses are not its business: the model adds `record(...).aux_loss` itself.
+
+    Args:
+        optimizer: whose steps count.
+        model: every gate below it.
+        group: as for `update_routers`.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module, group: ProcessGroup | None = None) -> None:
+        self._summaries: dict[Router, list[Summary]] = {}
+        self._group = group
+        self._routers = list(_routers(model).values())
+        for router in self._routers:
+            router.listeners = (*router.listeners, self)
+        self._hook = optimizer.register_step_post_hook(self._after_step)
+
+    def add(self, router: Router, routing: Routing) -> None:
+        """Keep what an update needs of one forward."""
+        self._summaries.setdefault(router, []).append(routing.summary())
+
+    def _after_step(self, *_: object) -> None:
+        recorded, self._summaries = self._summaries, {}
+        _update(recorded, self._group)
+
+    def remove(self) -> None:
+        """Detach again."""
+        self._hook.remove()
+        for router in self._routers:
+            router.listeners = tuple(listener for listener in router.listeners if listener is not self)
+
+
+def _routers(model: nn.Module) -> dict[str, Router]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, Router)}
+
+
+def _update(recorded: dict[Router, list[Summary]], group: ProcessGroup | None) -> None:
     for router, summaries in recorded.items():
         if group is not None and router.guarantees.stateful:
             summaries = _reduced(summaries, group)
