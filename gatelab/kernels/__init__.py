@@ -6,6 +6,7 @@ from gatelab.kernels.balanced_assignment import Assignment, balanced_assignment
 from gatelab.kernels.expert_mlp import expert_mlp
 from gatelab.kernels.group_by_expert import group_by_expert
 from gatelab.kernels.local_filter import local_filter
+from gatelab.kernels.sinkhorn import sinkhorn
 
 __all__ = [
     "Assignment",
@@ -14,5 +15,6 @@ __all__ = [
     "expert_mlp",
     "group_by_expert",
     "local_filter",
+    "sinkhorn",
     "use",
 ]

@@ -14,7 +14,7 @@ import torch
 
 BACKENDS = ("reference", "cpu", "triton")
 PACKAGE = "gatelab.kernels"
-PRIMITIVES = ("attention_gate", "balanced_assignment", "expert_mlp", "group_by_expert", "local_filter")
+PRIMITIVES = ("attention_gate", "balanced_assignment", "expert_mlp", "group_by_expert", "local_filter", "sinkhorn")
 _forced: str | None = None
 
 
