@@ -48,3 +48,17 @@ class Constant(nn.Module):
 
     def extra_repr(self) -> str:
         return f"value={self.value}"
+
+
+class Scale(nn.Module):
+    """Times a constant (DeepSeek-V3 × 2.5, LongCat × 6), which the shared expert and the residual do not get."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, gates_TJ: Tensor, valid_TJ: Tensor, ctx: Context) -> Tensor:
+        return gates_TJ * self.factor
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}"
