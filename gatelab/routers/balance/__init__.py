@@ -2,7 +2,25 @@
 
 from gatelab.routers.balance.base import Balance
 from gatelab.routers.balance.bias import SignBias
-from gatelab.routers.balance.losses import SwitchLoss, ZLoss
+from gatelab.routers.balance.devices import CommunicationLoss, DeviceLoss
+from gatelab.routers.balance.losses import EntropyLoss, GShardLoss, SwitchLoss, ZLoss
+from gatelab.routers.balance.noise import GaussianNoise, InputJitter, LearnedNoise
 from gatelab.routers.balance.prices import Prices
+from gatelab.routers.balance.variation import ImportanceLoss, LoadLoss
 
-__all__ = ["Balance", "Prices", "SignBias", "SwitchLoss", "ZLoss"]
+__all__ = [
+    "Balance",
+    "CommunicationLoss",
+    "DeviceLoss",
+    "EntropyLoss",
+    "GShardLoss",
+    "GaussianNoise",
+    "ImportanceLoss",
+    "InputJitter",
+    "LearnedNoise",
+    "LoadLoss",
+    "Prices",
+    "SignBias",
+    "SwitchLoss",
+    "ZLoss",
+]
