@@ -3,9 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/compare
 
-.PHONY: test compare lint clean
+.PHONY: test compare lint docs clean
 
 .venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "gatelab needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install --quiet torch -c constraints.txt
@@ -22,6 +24,11 @@ test: lint
 
 compare: .venv/ready
 	$(BIN)/gatelab compare --out $(OUT)
+
+# Tables made from the code: the guarantees in the README, and docs/published-models.md.
+docs: .venv/ready
+	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/published_models.py
 
 clean:
 	rm -rf .venv runs

@@ -10,12 +10,16 @@ import os
 import pkgutil
 from collections.abc import Callable, Iterator
 
-import torch
-
 BACKENDS = ("reference", "cpu", "triton")
 PACKAGE = "gatelab.kernels"
 PRIMITIVES = ("attention_gate", "balanced_assignment", "expert_mlp", "group_by_expert", "local_filter", "sinkhorn")
 _forced: str | None = None
+
+
+def _constant(function: Callable) -> Callable:
+    """`torch.compiler.assume_constant_result`, which would import the compiler, 3 s, whenever gatelab is imported."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # all that the original does
+    return function
 
 
 @contextlib.contextmanager
@@ -50,7 +54,7 @@ def backend_for(device_type: str) -> str:
 
 # Read once a process would make the variable deaf to a test's monkeypatch; read under torch.compile it would be a
 # graph break. As a compile-time constant it is neither.
-@torch.compiler.assume_constant_result
+@_constant
 def _from_environment() -> str | None:
     name = os.environ.get("GATELAB_BACKEND")
     return _checked(name, "GATELAB_BACKEND") if name else None
@@ -68,7 +72,7 @@ _tables: dict[str, dict[str, Callable]] = {}
 
 # To the compiler a constant: it cannot trace an import. All primitives at once, so that no later call of the same trace
 # finds a table that has grown.
-@torch.compiler.assume_constant_result
+@_constant
 def _load(backend: str) -> bool:
     if backend not in _tables:
         own = {module.name for module in pkgutil.iter_modules(importlib.import_module(f"{PACKAGE}.{backend}").__path__)}

@@ -1,0 +1,50 @@
+"""What the README shows runs, and its tables are those of the code."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gatelab
+from gatelab.testing import check_router
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_readme_blocks_run():
+    scope: dict[str, object] = {}
+    for block in BLOCKS:
+        exec(block, scope)
+    assert len(BLOCKS) >= 3
+
+
+def test_readme_shows_the_example_file():
+    code = (ROOT / "examples" / "mygate.py").read_text(encoding="utf-8")
+    assert any(block.strip() in code for block in BLOCKS)
+
+
+def test_the_example_gate_keeps_the_contract():
+    name = f"{ROOT / 'examples' / 'mygate.py'}:MyGate"
+    check_router(lambda: gatelab.create_router(name, 16, 5))
+
+
+def test_tables_are_fresh():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "tables.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_links_lead_somewhere(link):
+    assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("example", sorted(p.name for p in (ROOT / "examples").glob("train*.py")))
+def test_examples_run(example):
+    runpy.run_path(str(ROOT / "examples" / example), run_name="__main__")
