@@ -98,7 +98,7 @@ def test_bounds(n):
     assert -eps <= m.gini(n) <= 1 - 1 / num_experts + eps
     assert -eps <= m.load_entropy(n) <= 1 + eps
     assert 1 - eps <= m.effective_experts(n) <= num_experts + eps
-    assert m.effective_experts(n) <= num_experts - m.dead_experts(n) + eps or n.sum() == 0
+    assert m.effective_experts(n) <= num_experts - m.dead_experts(n).item() + eps or n.sum() == 0
 
 
 @UNTIMED
