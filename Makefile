@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/compare
 
-.PHONY: test compare lint docs clean
+.PHONY: test test-browser compare lint docs clean
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -21,6 +21,13 @@ lint: .venv/ready
 
 test: lint
 	$(BIN)/python -m pytest
+
+# The pages in headless Chromium, which `make test` does not need.
+test-browser: .venv/ready
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+		{ test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } || \
+		{ echo "Chromium is missing; on Debian: apt-get install chromium" >&2; exit 1; }
+	$(BIN)/python -m pytest -m browser tests/bench
 
 compare: .venv/ready
 	$(BIN)/gatelab compare --out $(OUT)

@@ -1,0 +1,83 @@
+"""What a reader needs beside the figures, in plain text for page and Markdown alike."""
+
+from __future__ import annotations
+
+import math
+
+from gatelab.bench.report.paired import SAME_WITHIN
+from gatelab.bench.report.run import Run
+from gatelab.bench.report.summary import SCORE
+from gatelab.bench.report.words import ABSENT, number, quantity
+
+QUALITY = (
+    "Bits per byte on held-out text, lower is better, mean over seeds. The columns “minus …” are differences seed by "
+    "seed with their 95 % interval (Student's t), each on its own: better and worse mean that it excludes zero, same "
+    f"that it lies within ±{SAME_WITHIN:g}, open that these seeds do not tell."
+)
+BALANCE = (
+    "Over the last quarter of training, mean over seeds, each figure of the layer where it is worst; dead experts are "
+    "summed over layers. MaxVio is how far the busiest expert is over the mean load in a batch (0 = even), “summed” "
+    "the same of the summed counts, CV the standard deviation over the mean, entropy that of the load over ln E (1 = "
+    "even)."
+)
+COST = (
+    "Gate time is the forward of all gates in one training step. FLOPs are closed forms for the forward of one token "
+    "and the experts it reaches; expert width is what each gate leaves for its experts."
+)
+GUARANTEES = (
+    "What a gate promises whatever its input; training → evaluation where they differ. Causal: a position's routing "
+    "depends on no later one. Token-wise: on that token alone. Max load: the bound on any expert's share."
+)
+FALLBACK = (
+    "A gate that looks at later positions cannot generate text as it was trained, and its own figure is too low. It is "
+    "scored the way it could be used:"
+)
+
+PAIR_QUALITY = (
+    "Bits per byte on held-out text, over the seeds that both runs finished, and the difference seed by seed with its "
+    "95 % interval. Better and worse mean that it excludes zero, same that it lies within "
+    f"±{SAME_WITHIN:g}, open that these seeds do not tell."
+)
+PAIR_BALANCE = "MaxVio over the last quarter of training, of the layer where it is worst; 0 = even."
+PAIR_COST = "Gate time is the forward of all gates in one training step."
+
+
+def machine(run: Run) -> str:
+    m = run.machine
+    return (
+        f"Measured on {m['processor']} ({m['cores']} cores, device {m['device']}), {m['platform']}, "
+        f"Python {m['python']}, torch {m['torch']}."
+    )
+
+
+def fallbacks(run: Run) -> list[tuple[str, str, str]]:
+    """Router, how it was scored, and its leaky figure or an empty string."""
+    found = []
+    for name, router in run.routers.items():
+        if router["fallback"]:
+            leaky = run.mean(name, "as_trained_bits_per_byte")
+            found.append((name, router["fallback"].rstrip("."), number(leaky) if math.isfinite(leaky) else ""))
+    return found
+
+
+def gate_line(run: Run, name: str) -> str:
+    """One gate in a line."""
+    score = run.mean(name, SCORE)
+    return f"{number(score)} bits per byte" if math.isfinite(score) else "no finished cell"
+
+
+def gate_facts(run: Run, name: str) -> list[tuple[str, str]]:
+    """What is known of a gate besides its figures."""
+    router = run.routers[name]
+    k = router["experts_per_token"]
+    facts = {
+        "Source": router["source"],
+        "Equation": router["equation"],
+        "Experts per token": f"{k}"
+        if k is not None
+        else f"varies, {number(router['mean_experts_per_token'], 2)} on average",
+        "Expert width": f"{router['intermediate_size']:,}",
+        "Parameters": f"{quantity(router['parameters'])}, {quantity(router['router_parameters'])} of them in its gates",
+        "Scored by": router["fallback"] or "",
+    }
+    return [(term, text) for term, text in facts.items() if text and text != ABSENT]

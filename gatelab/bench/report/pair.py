@@ -1,0 +1,109 @@
+"""Two runs side by side: what was changed between them, and what that did to each gate that both have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gatelab.bench.report.paired import Difference, paired_difference
+from gatelab.bench.report.run import Run, mean
+from gatelab.bench.report.summary import SCORE, worst_layer
+from gatelab.bench.report.tables import Cell, Table, figure
+from gatelab.bench.report.words import ABSENT, VERDICTS, cell_list, interval, listing, quantity
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Runs `a` and `b` with the names a reader knows them by."""
+
+    a: Run
+    b: Run
+    name_a: str
+    name_b: str
+
+    @property
+    def shared(self) -> list[str]:
+        """Routers of both runs."""
+        return [name for name in self.a.routers if name in self.b.routers]
+
+    def difference(self, router: str) -> Difference | None:
+        """Bits per byte in b minus those in a, on the seeds that both finished."""
+        return paired_difference(self.b.values(router, SCORE), self.a.values(router, SCORE))
+
+    def means(self, router: str) -> tuple[float, float]:
+        """Bits per byte in a and in b, over the seeds that both finished: their distance is the difference's mean."""
+        a, b = (run.values(router, SCORE) for run in (self.a, self.b))
+        return mean(a[seed] for seed in a.keys() & b.keys()), mean(b[seed] for seed in a.keys() & b.keys())
+
+
+def headline(pair: Pair) -> str:
+    verdicts = [d.verdict for name in pair.shared if (d := pair.difference(name))]
+    if not verdicts:
+        return f"{pair.name_a} and {pair.name_b} share no finished router and seed"
+    better, worse = verdicts.count("better"), verdicts.count("worse")
+    score = f"of {len(verdicts)} routers {better} clearly better, {worse} clearly worse"
+    return f"{pair.name_b} against {pair.name_a}: {score}"
+
+
+def warnings(pair: Pair) -> list[str]:
+    """What forbids reading a difference as an effect."""
+    a, b, found = pair.a, pair.b, []
+    if a.config["text"] != b.config["text"]:
+        found.append("The runs were trained and validated on different text: their bits per byte cannot be compared.")
+    if a.machine != b.machine:
+        found.append("The machines differ: times and tokens per second cannot be compared.")
+    for own, other, name in ((a, b, pair.name_a), (b, a, pair.name_b)):
+        if alone := [router for router in own.routers if router not in other.routers]:
+            found.append(f"Only in {name}: {listing(alone)}.")
+        if own.missing:
+            found.append(f"Not finished in {name}: {cell_list(own.missing)}.")
+    return found
+
+
+def changes(pair: Pair) -> Table:
+    """Every setting that the two runs do not share."""
+    a, b = ({"gatelab": run.version} | _flat(run.config) | _flat(run.machine) for run in (pair.a, pair.b))
+    rows = [
+        (Cell(key), Cell(str(a.get(key, ABSENT))), Cell(str(b.get(key, ABSENT))))
+        for key in dict.fromkeys([*a, *b])
+        if a.get(key) != b.get(key)
+    ]
+    return Table(("Setting", pair.name_a, pair.name_b), rows)
+
+
+def quality(pair: Pair) -> Table:
+    """Bits per byte in both, and the paired difference."""
+    rows = []
+    for name in pair.shared:
+        d = pair.difference(name)
+        change = Cell(interval(d), VERDICTS[d.verdict], d.mean) if d else Cell(ABSENT)
+        rows.append((Cell(name), *map(figure, pair.means(name)), change))
+    return Table(("Gate", pair.name_a, pair.name_b, f"{pair.name_b} minus {pair.name_a}"), rows)
+
+
+def balance(pair: Pair) -> Table:
+    """MaxVio of the worst layer in both."""
+    rows = [
+        (Cell(name), *(figure(worst_layer(run, name, "max_violation"), 2) for run in (pair.a, pair.b)))
+        for name in pair.shared
+    ]
+    return Table(("Gate", f"MaxVio, {pair.name_a}", f"MaxVio, {pair.name_b}"), rows)
+
+
+def cost(pair: Pair) -> Table:
+    """Gate time and training speed in both."""
+    rows = []
+    for name in pair.shared:
+        seconds = [run.mean(name, "gate_seconds_per_step") for run in (pair.a, pair.b)]
+        speed = [run.mean(name, "tokens_per_second") for run in (pair.a, pair.b)]
+        rows.append((Cell(name), *(Cell(quantity(s, "s"), sort=s) for s in seconds), *(figure(v, 0) for v in speed)))
+    columns = (f"{what}, {name}" for what in ("Gate time", "Tokens/s") for name in (pair.name_a, pair.name_b))
+    return Table(("Gate", *columns), rows)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

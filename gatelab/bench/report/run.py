@@ -1,0 +1,101 @@
+"""What a results.json holds, asked by name; docs/results.md is its schema."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+SCHEMA = 1
+REFERENCE = "topk-softmax"
+
+
+class Run:
+    """A finished or half-finished run. Means are over the finished seeds; what is null or not finite is absent.
+
+    Args:
+        results: as in results.json.
+
+    Raises:
+        ValueError: the schema is newer than this library's, or a cell is of a router that the run does not describe.
+    """
+
+    def __init__(self, results: Mapping[str, Any]) -> None:
+        if results["schema"] > SCHEMA:
+            raise ValueError(f"schema={results['schema']} is newer than {SCHEMA}, the one known here; update gatelab")
+        results = printable(results)
+        self.version: str = results["gatelab"]
+        self.machine: dict[str, Any] = results["machine"]
+        self.config: dict[str, Any] = results["config"]
+        self.routers: dict[str, dict[str, Any]] = results["routers"]
+        for cell in results["cells"]:
+            if cell["router"] not in self.routers:
+                raise ValueError(f"cells: router {cell['router']!r} is not among routers; the file was edited or mixed")
+        self._cells: list[dict[str, Any]] = sorted(results["cells"], key=lambda cell: cell["seed"])
+        self.learned = [name for name, router in self.routers.items() if not router["baseline"]]
+        self.baselines = [name for name, router in self.routers.items() if router["baseline"]]
+        self.reference = REFERENCE if REFERENCE in self.routers else next(iter(self.learned), None)
+        first = self.config["first_seed"]
+        self.seeds = range(first, first + self.config["seeds"])
+
+    @property
+    def num_finished(self) -> int:
+        return len(self._cells)
+
+    @property
+    def missing(self) -> dict[str, list[int]]:
+        """Seeds without a finished cell, for the routers that have any."""
+        done = {(cell["router"], cell["seed"]) for cell in self._cells}
+        open_seeds = {name: [seed for seed in self.seeds if (name, seed) not in done] for name in self.routers}
+        return {name: seeds for name, seeds in open_seeds.items() if seeds}
+
+    @property
+    def diverged(self) -> dict[str, list[int]]:
+        """Seeds that finished without a finite validation figure."""
+        seeds = {name: [c["seed"] for c in self.cells(name)] for name in self.routers}
+        lost = {n: [s for s in found if s not in self.values(n, "val_bits_per_byte")] for n, found in seeds.items()}
+        return {name: found for name, found in lost.items() if found}
+
+    def cells(self, router: str) -> list[dict[str, Any]]:
+        """The finished cells of a router, by seed."""
+        return [cell for cell in self._cells if cell["router"] == router]
+
+    def values(self, router: str, field: str) -> dict[int, float]:
+        """A figure of the cells, by seed."""
+        figures = {cell["seed"]: as_float(cell.get(field)) for cell in self.cells(router)}
+        return {seed: figure for seed, figure in figures.items() if math.isfinite(figure)}
+
+    def mean(self, router: str, field: str) -> float:
+        """NaN where no seed has the figure."""
+        return mean(self.values(router, field).values())
+
+    def layer_means(self, router: str, field: str) -> dict[str, float]:
+        """A figure of each layer, mean over seeds."""
+        by_layer: dict[str, list[float]] = {}
+        for cell in self.cells(router):
+            for layer in cell["layers"]:
+                by_layer.setdefault(layer["name"], []).append(as_float(layer.get(field)))
+        return {name: mean(found) for name, found in by_layer.items()}
+
+
+def as_float(value: Any) -> float:
+    """NaN for null."""
+    return math.nan if value is None else float(value)
+
+
+def mean(values: Any) -> float:
+    """Mean of the finite ones, NaN where there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return fmean(finite) if finite else math.nan
+
+
+def printable(value: Any) -> Any:
+    """`value` without what breaks XML, files and terminals (control characters, lone surrogates), however nested."""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value)
+    if isinstance(value, Mapping):
+        return {printable(key): printable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [printable(entry) for entry in value]
+    return value

@@ -1,0 +1,120 @@
+"""The report's words: who wins, what is noise, what is missing, what must not be ranked."""
+
+import math
+
+import pytest
+from results_factory import make_results
+
+from gatelab.bench.report import tables
+from gatelab.bench.report.run import Run
+from gatelab.bench.report.summary import ranking, summarise
+
+TWO_SEEDS = "2 seeds: intervals are wide"
+
+
+def run_of(scores: dict[str, list[float]], **changes) -> Run:
+    """A run with these bits per byte, seed by seed."""
+    by_cell = {(name, seed): score for name, found in scores.items() for seed, score in enumerate(found)}
+    seeds = max(map(len, scores.values()))
+    return Run(make_results(list(scores), seeds=seeds, scores=by_cell, steps=8, **changes))
+
+
+def finding(run: Run, lead: str) -> str:
+    return dict(summarise(run).findings)[lead]
+
+
+def test_clear_winner():
+    run = run_of({"topk-softmax": [2.50, 2.60], "attention": [2.40, 2.50], "random": [2.90, 3.00]})
+    summary = summarise(run)
+    assert summary.headline == "attention is lowest at 2.450 bits per byte, clearly below every other learned gate"
+    assert finding(run, "Against topk-softmax").startswith("Clearly better: attention (−0.100")
+    assert [warning for warning in summary.warnings if not warning.startswith(TWO_SEEDS)] == []
+
+
+def test_lowest_mean_within_noise_is_no_winner():
+    run = run_of({"topk-softmax": [2.50, 2.60], "attention": [2.60, 2.40], "random": [2.90, 3.00]})
+    assert summarise(run).headline.endswith("but no other learned gate is clearly behind")
+    assert "not told apart by these seeds: attention" in finding(run, "Against topk-softmax").lower()
+
+
+def test_headline_names_the_equals():
+    run = run_of({"topk-softmax": [2.50, 2.60], "attention": [2.45, 2.62], "expert-choice": [2.95, 3.12]})
+    assert summarise(run).headline.endswith("not clearly ahead of topk-softmax")
+
+
+def test_a_gate_that_does_not_beat_random_is_named():
+    run = run_of({"topk-softmax": [2.50, 2.60], "attention": [2.90, 2.85], "random": [2.80, 2.90]})
+    (warning,) = (warning for warning in summarise(run).warnings if "random" in warning)
+    assert warning.startswith("Not clearly better than random: attention (+0.025")
+    assert "topk-softmax" not in warning
+
+
+def test_without_random_nothing_is_claimed():
+    assert any("random was not in this run" in w for w in summarise(run_of({"topk-softmax": [2.5, 2.6]})).warnings)
+
+
+def test_a_baseline_that_wins_is_said():
+    run = run_of({"topk-softmax": [2.50, 2.60], "dense": [2.10, 2.20], "random": [2.9, 3.0]})
+    assert any(w.startswith("dense, a baseline, is clearly better") for w in summarise(run).warnings)
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(1, "1 seed: no interval can be given"), (2, TWO_SEEDS), (3, None)])
+def test_few_seeds_are_said(seeds, said):
+    few = [
+        w for w in summarise(run_of({"topk-softmax": [2.5] * seeds, "random": [2.9] * seeds})).warnings if "seed" in w
+    ]
+    assert [w.startswith(said) for w in few] == ([True] if said else [])
+
+
+def test_leaky_figure_is_never_ranked():
+    results = make_results(["topk-softmax", "expert-choice"], steps=8)  # expert-choice: 2.455, leaky 1.855
+    assert ranking(Run(results)) == ["topk-softmax", "expert-choice"]
+    rows = {row[0].text: row[1] for row in tables.quality(Run(results)).rows}
+    assert rows["expert-choice"].note.startswith("leaky: 1.8")
+    assert rows["expert-choice"].sort == pytest.approx(2.46, abs=0.01)
+
+
+def test_ranking_uses_the_seeds_that_all_have():
+    # seed 1 is harder for all: attention would lose by its mean of 2.55 against 2.50, but wins seed 0
+    results = make_results(["topk-softmax", "attention"], steps=8)
+    for cell, score in zip(results["cells"], [2.50, None, 2.40, 2.70], strict=True):
+        cell["val_bits_per_byte"] = score
+    assert ranking(Run(results)) == ["attention", "topk-softmax"]
+
+
+def test_missing_and_diverged_cells_are_named():
+    results = make_results(["topk-softmax", "attention", "random"], steps=8)
+    results["cells"] = [c for c in results["cells"] if (c["router"], c["seed"]) != ("attention", 0)]
+    results["cells"][0]["val_bits_per_byte"] = math.nan
+    warnings = summarise(Run(results)).warnings
+    assert "Unfinished: 5 of 6 cells are done. Missing: attention (seed 0)." in warnings
+    assert "No finite validation figure, left out of every comparison: topk-softmax (seed 0)." in warnings
+
+
+def test_balance_takes_the_worst_layer_and_the_mean_of_seeds():
+    results = make_results(["topk-softmax", "attention"], steps=8)
+    for cell in results["cells"]:
+        for layer, violation in zip(cell["layers"], (1.0, 2.0 + cell["seed"]), strict=True):
+            layer["max_violation"] = violation
+            layer["dead_experts"] = cell["seed"]
+    (row, _) = tables.balance(Run(results)).rows
+    assert row[1].text == "2.50"  # layer 1: (2 + 3)/2; layer 0: 1
+    assert row[-1].text == "1 of 16"  # (0 + 1)/2 in each of two layers, of 2 × 8 experts
+
+
+def test_guarantees_show_both_modes_where_they_differ():
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in tables.guarantees(Run(make_results(steps=8))).rows}
+    assert rows["balanced-assignment"] == ["no → yes", "no → yes", "1 × mean → no bound", "yes", "2", "yes"]
+    assert rows["expert-choice"] == ["no", "no", "1 × mean", "yes", "varies", "no"]
+
+
+def test_newer_schema_is_refused():
+    with pytest.raises(ValueError, match="schema=2 is newer than 1"):
+        Run(make_results(["random"], steps=8) | {"schema": 2})
+
+
+def test_cell_of_an_unknown_router_is_refused():
+    results = make_results(["random"], steps=8)
+    results["cells"][0]["router"] = "other"
+    with pytest.raises(ValueError, match="router 'other' is not among routers"):
+        Run(results)
