@@ -1,0 +1,72 @@
+"""One cell from its checkpoint to its result, wherever it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gatelab.bench.checkpoint import Checkpoint
+from gatelab.bench.config import CompareConfig
+from gatelab.bench.train import Training
+from gatelab.bench.workloads import Text
+
+CHECKPOINT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to train.
+
+    Attributes:
+        config: the comparison.
+        text: as in `load_text`.
+        router, seed: which cell.
+        intermediate_size: I of its experts.
+        checkpoint: where it goes on, and where it may be continued.
+    """
+
+    config: CompareConfig
+    text: Path | None
+    router: str
+    seed: int
+    intermediate_size: int
+    checkpoint: Checkpoint
+
+
+def run_cell(job: Job, text: Text, on_step: Callable[[int], None]) -> dict[str, Any]:
+    """Train and score; `on_step` hears the number of steps done.
+
+    Raises:
+        BadInput: its checkpoint is not one.
+        CannotWrite: no checkpoint can be written.
+    """
+    with one_thread(job.config.device):
+        training = Training(job.config, job.router, job.intermediate_size, job.seed, text)
+        if state := job.checkpoint.read():
+            training.load_state_dict(state)
+        saved = time.monotonic()
+        while not training.finished:
+            training.advance()
+            on_step(training.step)
+            if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                job.checkpoint.write(training.state_dict())
+                saved = time.monotonic()
+        return training.result()
+
+
+@contextlib.contextmanager
+def one_thread(device: str) -> Iterator[None]:
+    """On the CPU a single thread: the order of summation, and so the result, does not depend on the machine's cores."""
+    threads = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,64 @@
+"""`gatelab compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gatelab.bench.commands.output import json_option, print_json, progress
+from gatelab.bench.compare import compare as run_comparison
+from gatelab.bench.config import CompareConfig, flag
+
+
+def _size(name: str, help: str) -> Any:
+    return click.option(flag(name), type=int, default=getattr(CompareConfig, name), help=help)
+
+
+@click.command()
+@click.option("--routers", default=",".join(CompareConfig.routers), help="Names, or path.py:Name, with commas between.")
+@click.option("--text", type=click.Path(path_type=Path), help="A file or directory [default: Python's own library].")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/compare"), help="The run directory.")
+@_size("steps", "Optimizer steps per router and seed.")
+@_size("seeds", "How many seeds.")
+@click.option("--seed", type=int, default=CompareConfig.first_seed, help="The first seed.")
+@click.option("--device", default=CompareConfig.device, help="cpu, cuda or cuda:N.")
+@click.option("--attention", default=CompareConfig.attention, help="plain, or lfa: q and k see the filtered sequence.")
+@_size("num_experts", "E.")
+@_size("top_k", "K, experts per token, for every gate that can honour it.")
+@_size("batch_size", "Sequences per step.")
+@_size("sequence_length", "Bytes per sequence.")
+@_size("hidden_size", "D.")
+@_size("intermediate_size", "I of one expert beside a gate that costs nothing.")
+@_size("num_layers", "Layers.")
+@_size("num_heads", "Attention heads.")
+@click.option("--learning-rate", type=float, default=CompareConfig.learning_rate, help="Peak, the same for all.")
+@json_option
+def compare(routers: str, text: Path | None, out: Path, seed: int, as_json: bool, **numbers: Any) -> None:
+    """Train the same small model once per router and seed on real text, and write the report into the run directory.
+
+    Kill it anywhere: the same command goes on where it was. Files in the directory: see docs/results.md.
+    """
+    names = tuple(name.strip() for name in routers.split(",") if name.strip())
+    config = CompareConfig(routers=names, first_seed=seed, **numbers)
+    done: dict[tuple[str, int], int] = {}
+    with progress() as bar:
+        task = bar.add_task("reading text", total=len(names) * config.seeds * config.steps)
+
+        def on_step(router: str, seed: int, step: int) -> None:
+            done[router, seed] = step
+            bar.update(task, description=f"{router}, seed {seed}", completed=sum(done.values()))
+
+        results = run_comparison(config, out, text=text, on_step=on_step)
+        page = _report(results, out)
+    if as_json:
+        print_json(results)
+    elif page:
+        print(page)
+
+
+def _report(results: dict[str, Any], out: Path) -> Path | None:
+    from gatelab.bench.report import write_report
+
+    return write_report(results, out)

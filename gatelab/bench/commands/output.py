@@ -1,0 +1,33 @@
+"""What every command prints: one JSON document on stdout, or lines for people; progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """A bar on stderr; what other code prints to stdout meanwhile goes to stderr too."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    bar = Progress(*columns, console=Console(stderr=True), redirect_stdout=False)
+    with contextlib.redirect_stdout(sys.stderr), bar:
+        yield bar

@@ -1,0 +1,146 @@
+"""The comparison: every gate in the same small model, once per seed, on real text, into a run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gatelab.bench import files
+from gatelab.bench.cell import Job
+from gatelab.bench.config import BASELINES, CompareConfig
+from gatelab.bench.errors import BadInput
+from gatelab.bench.evaluate import leaky_gates
+from gatelab.bench.matching import Match, create_gate, match
+from gatelab.bench.model import ByteTransformer
+from gatelab.bench.rundir import opened
+from gatelab.bench.workers import run_cells
+from gatelab.bench.workloads import Text, load_text
+from gatelab.routers.registry import find_recipe
+
+OnStep = Callable[[str, int, int], None]
+
+
+def compare(config: CompareConfig, out: Path, *, text: Path | None = None, on_step: OnStep) -> dict[str, Any]:
+    """Run every cell that `out` does not hold yet.
+
+    Args:
+        config: what to compare.
+        out: the run directory (docs/results.md).
+        text: a file or directory to train on; None = the Python standard library's own sources.
+        on_step: hears a router, a seed and how many of its steps are done, finished cells of an earlier run included.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        BadInput: something asked for cannot be; the message names it.
+        CannotWrite: the disk is full or the like; finished cells are kept.
+    """
+    loaded = load_text(text, config.sequence_length)
+    matches = {name: _match(config, name) for name in config.routers}
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    keys = [(name, seed) for seed in seeds for name in config.routers]  # by seed: half a run compares all routers
+    described = _config(config, loaded)
+    results = {
+        "kind": "results",
+        "schema": files.SCHEMA,
+        "gatelab": _version(),
+        "machine": _machine(config),
+        "config": described,
+        "routers": {name: _describe(config, name, matches[name]) for name in config.routers},
+    }
+    with opened(out, _identity(config, described), keys) as directory:
+        cells = directory.cells()
+        for name, seed in cells:
+            on_step(name, seed, config.steps)
+        jobs = [
+            Job(config, text, name, seed, matches[name].intermediate_size, directory.checkpoint((name, seed)))
+            for name, seed in keys
+            if (name, seed) not in cells
+        ]
+        for cell in run_cells(jobs, loaded, lambda job, step: on_step(job.router, job.seed, step)):
+            directory.write_cell(cell)
+            cells[cell["router"], cell["seed"]] = cell
+            on_step(cell["router"], cell["seed"], config.steps)
+            directory.write_results(results | {"cells": [cells[key] for key in keys if key in cells]})
+        results["cells"] = [cells[key] for key in keys]
+        directory.write_results(results)
+    return results
+
+
+def _match(config: CompareConfig, name: str) -> Match:
+    try:
+        return match(config, name)
+    except ValueError as error:
+        raise BadInput(f"--routers: {error}") from error
+
+
+def _config(config: CompareConfig, text: Text) -> dict[str, Any]:
+    described = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("routers", "device")}
+    source = {
+        "source": text.source,
+        "train_bytes": len(text.train),
+        "validation_bytes": len(text.validation),
+        "sha256": text.sha256,
+    }
+    return {"text": source, **described}
+
+
+def _identity(config: CompareConfig, described: dict[str, Any]) -> dict[str, Any]:
+    """All that a cell's result depends on, the code of a gate in a file included."""
+    sources = {name: Path(name.rpartition(":")[0]) for name in config.routers if ".py:" in name}
+    code = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sources.items()}
+    versions = {"gatelab": _version(), "torch": torch.__version__}
+    return {"routers": list(config.routers), "device": config.device, **described, "code": code, **versions}
+
+
+def _version() -> str:
+    from gatelab import __version__
+
+    return __version__
+
+
+def _machine(config: CompareConfig) -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": config.device,
+    }
+
+
+def _describe(config: CompareConfig, name: str, matched: Match) -> dict[str, Any]:
+    recipe, gate = find_recipe(name), create_gate(config, name, device="meta")
+    with torch.device("meta"):
+        model = ByteTransformer(config, name, matched.intermediate_size, config.first_seed)
+    training, evaluation = gate.train().guarantees, gate.eval().guarantees
+    D, S = config.hidden_size, config.sequence_length
+    flops = {
+        "router": config.num_layers * gate.flops(S) / S,
+        "experts": config.num_layers * matched.mean_experts * matched.intermediate_size * 6 * D,
+        "attention": config.num_layers * (8 * D * D + 4 * D * S),
+        "other": 2 * D * 256,
+    }
+    return {
+        "source": recipe.source,
+        "equation": recipe.equation,
+        "baseline": name in BASELINES,
+        "experts_per_token": training.experts_per_token,
+        "mean_experts_per_token": matched.mean_experts,
+        "intermediate_size": matched.intermediate_size,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "router_parameters": config.num_layers * gate.num_parameters,
+        "flops_per_token": flops | {"total": sum(flops.values())},
+        "training": dataclasses.asdict(training),
+        "evaluation": dataclasses.asdict(evaluation),
+        "fallback": f"each token to the {config.top_k} experts that score it highest" if leaky_gates(gate) else None,
+    }

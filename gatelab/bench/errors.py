@@ -1,0 +1,9 @@
+"""What ends a command with one line instead of a traceback."""
+
+
+class BadInput(ValueError):
+    """The caller asked for something impossible; the message names the argument, the value and the remedy."""
+
+
+class CannotWrite(OSError):
+    """The run directory does not take a file: full, read-only, in use. The message is one line."""

@@ -1,0 +1,154 @@
+"""Cells side by side: on the CPU two processes of one thread each train faster than one process of two threads.
+
+A worker reads jobs from its standard input, one JSON object a line, and answers in the same way. When the input ends,
+because the parent is done or dead, it ends too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gatelab.bench.cell import Job, run_cell
+from gatelab.bench.checkpoint import Checkpoint
+from gatelab.bench.config import CompareConfig
+from gatelab.bench.errors import BadInput, CannotWrite
+from gatelab.bench.workloads import Text, load_text
+
+PROCESSES = 2  # each holds about 0.4 GB; the default comparison must fit into 2 GiB
+ERRORS = {error.__name__: error for error in (BadInput, CannotWrite)}
+OnStep = Callable[[Job, int], None]
+
+
+def run_cells(jobs: list[Job], text: Text, on_step: OnStep) -> Iterator[dict[str, Any]]:
+    """Yield each job's cell as it finishes.
+
+    Raises:
+        BadInput, CannotWrite: as `run_cell`.
+        RuntimeError: a cell ended in an exception, which is on standard error.
+    """
+    device = jobs[0].config.device if jobs else "cpu"
+    processes = min(PROCESSES, _cores(), len(jobs)) if device == "cpu" else 1
+    if processes < 2:
+        for job in jobs:
+            yield run_cell(job, text, lambda step, job=job: on_step(job, step))
+        return
+    messages: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
+    waiting = iter(jobs)
+    workers = [_Worker(messages) for _ in range(processes)]
+    try:
+        for worker in workers:
+            worker.start(next(waiting))
+        for _ in jobs:
+            yield _next_cell(messages, waiting, on_step)
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _next_cell(messages: queue.SimpleQueue, waiting: Iterator[Job], on_step: OnStep) -> dict[str, Any]:
+    while True:
+        worker, message = messages.get()
+        job = worker.job
+        if message is None:
+            how = worker.process.wait()
+            raise RuntimeError(
+                f"training {job.router} with seed {job.seed} ended with status {how}"
+                + (", perhaps out of memory" if how == -9 else "; its last words are above")
+            )
+        if "error" in message:
+            raise ERRORS[message["error"]](message["text"])
+        if "cell" in message:
+            worker.start(next(waiting, None))
+            return message["cell"]
+        on_step(job, message["step"])
+
+
+class _Worker:
+    def __init__(self, messages: queue.SimpleQueue) -> None:
+        command = [sys.executable, "-P", "-m", "gatelab.bench.workers"]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},  # `module:Gate` is found as it is here
+            start_new_session=True,  # Ctrl-C is for the parent, which ends its workers
+        )
+        self.job: Job
+        self._listener = threading.Thread(target=self._listen, args=(messages,), daemon=True)
+        self._listener.start()
+
+    def start(self, job: Job | None) -> None:
+        if job is not None:
+            self.job = job
+            assert self.process.stdin is not None
+            print(json.dumps(dataclasses.asdict(job), default=str), file=self.process.stdin, flush=True)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self._listener.join()
+        self.process.communicate()
+
+    def _listen(self, messages: queue.SimpleQueue) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            messages.put((self, json.loads(line)))
+        messages.put((self, None))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main() -> None:
+    """A worker."""
+    # What a gate prints must not end up among the answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(jobs,), daemon=True).start()
+    text = None
+    while True:
+        job = jobs.get()
+        text = text or load_text(job.text, job.config.sequence_length)
+        try:
+            answer: dict[str, Any] = {"cell": run_cell(job, text, _Throttled(answers))}
+        except tuple(ERRORS.values()) as error:
+            answer = {"error": type(error).__name__, "text": str(error)}
+        print(json.dumps(answer), file=answers)
+
+
+def _receive(jobs: queue.SimpleQueue) -> None:
+    for line in sys.stdin:
+        job = json.loads(line)
+        config = CompareConfig(**job["config"] | {"routers": tuple(job["config"]["routers"])})
+        checkpoint = Checkpoint(Path(job["checkpoint"]["path"]), job["checkpoint"]["signature"])
+        text = None if job["text"] is None else Path(job["text"])
+        jobs.put(Job(**job | {"config": config, "checkpoint": checkpoint, "text": text}))
+    os._exit(0)
+
+
+class _Throttled:
+    """Tells how far the cell is, five times a second."""
+
+    def __init__(self, answers: Any) -> None:
+        self.answers, self.told = answers, 0.0
+
+    def __call__(self, step: int) -> None:
+        if time.monotonic() - self.told > 0.2:
+            self.told = time.monotonic()
+            print(json.dumps({"step": step}), file=self.answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+import json
+
+import pytest
+from tiny import tiny, write_text
+
+from gatelab.bench import workers
+from gatelab.bench.compare import compare
+from gatelab.bench.config import DEFAULT_ROUTERS
+
+VARYING = {"train_seconds", "tokens_per_second", "gate_seconds_per_step"}
+
+
+@pytest.fixture
+def text(tmp_path):
+    return write_text(tmp_path / "text.txt")
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    """Starting a process costs more than such a run."""
+    monkeypatch.setattr(workers, "PROCESSES", 1)
+
+
+def quiet(router, seed, step):
+    pass
+
+
+def figures(results):
+    """The cells without the clock."""
+    return [{name: value for name, value in cell.items() if name not in VARYING} for cell in results["cells"]]
+
+
+def test_default_routers_all_finish_and_results_json_holds_what_is_returned(tmp_path, text):
+    results = compare(tiny(*DEFAULT_ROUTERS), tmp_path / "run", text=text, on_step=quiet)
+    assert [cell["router"] for cell in results["cells"]] == list(DEFAULT_ROUTERS)
+    assert json.loads((tmp_path / "run/results.json").read_text()) == results
+    for cell in results["cells"]:
+        assert 0 < cell["val_bits_per_byte"] < 9
+        assert cell["history"]["step"] == [0, 1, 2, 3, 4, 5]
+        # 2 layers; every step's loads add up to what the layer's tokens asked for
+        assert [len(layer["load"]) for layer in cell["layers"]] == [6, 6]
+
+
+def test_same_seed_gives_the_same_figures(tmp_path, text):
+    first, second = (
+        compare(tiny("random", "topk-softmax"), tmp_path / run, text=text, on_step=quiet) for run in ("a", "b")
+    )
+    assert figures(first) == figures(second)
+    other = compare(tiny("random", "topk-softmax", first_seed=1), tmp_path / "c", text=text, on_step=quiet)
+    assert figures(first)[0]["val_bits_per_byte"] != figures(other)[0]["val_bits_per_byte"]
+
+
+def test_a_leaky_gate_is_scored_by_its_causal_fallback(tmp_path, text):
+    results = compare(tiny("expert-choice", "topk-softmax"), tmp_path / "run", text=text, on_step=quiet)
+    leaky, causal = results["cells"]
+    assert leaky["as_trained_bits_per_byte"] != leaky["val_bits_per_byte"]
+    assert causal["as_trained_bits_per_byte"] is None
+    assert results["routers"]["expert-choice"]["fallback"] == "each token to the 2 experts that score it highest"
+    assert results["routers"]["topk-softmax"]["fallback"] is None
+
+
+def test_two_processes_give_the_same_figures_as_one(tmp_path, text, monkeypatch):
+    config = tiny("random", "attention", "dense")
+    alone = compare(config, tmp_path / "alone", text=text, on_step=quiet)
+    monkeypatch.setattr(workers, "PROCESSES", 2)
+    heard = []
+    both = compare(config, tmp_path / "both", text=text, on_step=lambda *step: heard.append(step))
+    assert figures(both) == figures(alone)
+    assert {(router, step) for router, _, step in heard} >= {(name, 6) for name in config.routers}

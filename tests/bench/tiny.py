@@ -1,0 +1,29 @@
+"""The smallest comparison that still has everything: two layers, four experts, a few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gatelab.bench.config import CompareConfig
+
+TINY: dict[str, Any] = {
+    "steps": 6,
+    "batch_size": 2,
+    "sequence_length": 16,
+    "hidden_size": 16,
+    "num_heads": 2,
+    "num_experts": 4,
+    "intermediate_size": 16,
+    "seeds": 1,
+}
+
+
+def tiny(*routers: str, **changes: Any) -> CompareConfig:
+    return CompareConfig(**{**TINY, "routers": routers, **changes})
+
+
+def write_text(path: Path) -> Path:
+    """Words that repeat, so that a few steps learn something."""
+    path.write_text("def gate(tokens, experts):\n    return experts[tokens]\n" * 200)
+    return path
