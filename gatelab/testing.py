@@ -186,7 +186,7 @@ def check_mask(make: Callable[[], Router]) -> None:
 
 
 def check_token_wise(make: Callable[[], Router]) -> None:
-    """Permuting tokens permutes the routing and nothing else."""
+    """Permuting tokens permutes the routing, and what the others hold does not matter."""
     for router, D in _modes(make):
         batch = make_batch(router, D)
         if not router.guarantees.token_wise or _is_random(router, batch):
@@ -194,7 +194,11 @@ def check_token_wise(make: Callable[[], Router]) -> None:
         order = torch.randperm(S, generator=torch.Generator().manual_seed(SEED))
         whole = route(router, batch).to_dense().view(B, S, -1)
         permuted = route(router, batch[:, order]).to_dense().view(B, S, -1)
-        _same(whole[:, order], permuted, "token_wise is promised")
+        _same(whole[:, order], permuted, "token_wise is promised, but order matters")
+        others = torch.arange(S) % 3 > 0
+        changed = batch.with_hidden(torch.where(others[:, None], 2 - batch.hidden, batch.hidden))
+        again = route(router, changed).to_dense().view(B, S, -1)
+        _same(whole[:, ~others], again[:, ~others], "token_wise is promised, but other tokens matter")
 
 
 def check_causal(make: Callable[[], Router]) -> None:
@@ -275,6 +279,33 @@ def check_low_precision(make: Callable[[], Router]) -> None:
         assert torch.equal(low.to_dense(), expected.to_dense())
 
 
+def check_extremes(make: Callable[[], Router]) -> None:
+    """Hidden states of size up to 1e4, zeros, and bfloat16 give no NaN or inf, forward or backward."""
+    for scale in (1e4, 0.0):
+        for dtype in (torch.float32, torch.bfloat16):
+            router = _made(make).to(dtype)
+            batch = make_batch(router, _width(router), masked=True, dtype=dtype)
+            hidden = (scale * batch.hidden).requires_grad_()
+            r: Routing = route(router, batch.with_hidden(hidden))
+            assert bool(r.to_dense().isfinite().all()), f"weights are not finite at hidden states of size {scale}"
+            assert bool(r.probabilities.isfinite().all()), f"probabilities are not finite at size {scale}"
+            loss = r.combine(r.dispatch(hidden.flatten(0, 1))).float().sum() + r.aux_loss
+            assert bool(r.aux_loss.isfinite()), f"the loss is not finite at size {scale}"
+            if not loss.requires_grad:
+                continue
+            loss.backward()
+            grads = [hidden.grad, *(p.grad for p in router.parameters())]
+            assert all(g is None or bool(g.isfinite().all()) for g in grads), (
+                f"gradients are not finite at size {scale}"
+            )
+            for _ in range(3):
+                with record(router) as tape:
+                    route(router, batch.with_hidden(hidden.detach()))
+                update_routers(tape)
+            moved = route(router, batch.with_hidden(hidden.detach()))
+            assert bool(moved.to_dense().isfinite().all()), f"state learned at size {scale} breaks the next forward"
+
+
 def check_shapes(make: Callable[[], Router]) -> None:
     """No token, one token and (T, D) work; a bad shape and NaN are a ValueError in one line."""
     for router, D in _modes(make):
@@ -345,6 +376,7 @@ CHECKS: tuple[Callable[[Callable[[], Router]], None], ...] = (
     check_cache,
     check_state,
     check_low_precision,
+    check_extremes,
     check_shapes,
     check_layer,
 )

@@ -19,7 +19,7 @@ class Renormalize(nn.Module):
         self.eps = eps
 
     def forward(self, gates_TJ: Tensor, valid_TJ: Tensor, ctx: Context) -> Tensor:
-        total = torch.where(valid_TJ, gates_TJ, 0).sum(dim=-1, keepdim=True) + self.eps
+        total = gates_TJ.sum(dim=-1, keepdim=True) + self.eps
         # Softmax scores of unchosen giants can leave a chosen sum of exactly 0 in float32; 0/0 would be NaN.
         return gates_TJ / total.clamp(min=torch.finfo(gates_TJ.dtype).tiny)
 
@@ -34,6 +34,13 @@ class SoftmaxOverChosen(nn.Module):
         # A finite floor instead of -inf: a masked token has no valid entry, and a softmax over nothing is NaN.
         lowest = torch.finfo(gates_TJ.dtype).min
         return torch.where(valid_TJ, gates_TJ, lowest).softmax(dim=-1)
+
+
+class SigmoidOfChosen(nn.Module):
+    """σ of the token's chosen experts; the gates must be logits (activation `none`), so that none ties with another."""
+
+    def forward(self, gates_TJ: Tensor, valid_TJ: Tensor, ctx: Context) -> Tensor:
+        return gates_TJ.sigmoid()
 
 
 class Constant(nn.Module):

@@ -112,6 +112,13 @@ class TestAttention:
         weights, ids = routing.topk()
         torch.testing.assert_close(weights, routing.router_logits.gather(1, ids).softmax(1))
 
+    def test_the_softmax_leaves_out_what_was_not_chosen(self):
+        router, x = gate("attention"), torch.randn(2, 16)
+        routing = router(x, forced=torch.tensor([[3, -1], [0, 2]]))
+        # One expert alone has weight 1, whatever its logit.
+        assert routing.topk()[0][0].tolist() == [1.0, 0.0]
+        torch.testing.assert_close(routing.topk()[0][1], routing.router_logits[1, [0, 2]].softmax(0))
+
     def test_logits_lie_between_the_values(self):
         router, x = gate("attention"), torch.randn(30, 16)
         z, v = router(x).router_logits, F.linear(x, router.score.value)
