@@ -21,7 +21,9 @@ def test_one_expert_is_the_plain_mlp(name):
     batch = testing.make_batch(router, D)
     experts = gatelab.Experts(1, D, 8)
     y, routing = testing.route(gatelab.MoE(router, experts), batch)
-    x = batch.hidden.flatten(0, 1)
+    x, weight = batch.hidden.flatten(0, 1), routing.to_dense()[:, :1]
+    if router.weights_on_input:
+        x, weight = x * weight, 1.0
     gate, up = (x @ experts.gate_up_proj[0].T).chunk(2, dim=1)
     mlp = (torch.nn.functional.silu(gate) * up) @ experts.down_proj[0].T
-    torch.testing.assert_close(y.flatten(0, 1), routing.to_dense() * mlp)
+    torch.testing.assert_close(y.flatten(0, 1), weight * mlp)

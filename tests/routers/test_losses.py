@@ -78,7 +78,7 @@ def test_switch_per_sequence():
 def test_a_row_of_padding_is_no_sequence():
     gates = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])
     mask = torch.tensor([[True, False], [False, False]])
-    parts = [SwitchLoss(1.0, scope="sequence"), DeviceLoss(1.0, 2), CommunicationLoss(1.0, 2, 1)]
+    parts = [SwitchLoss(1.0, scope="sequence"), DeviceLoss(1.0, 2, 2), CommunicationLoss(1.0, 2, 2, 1)]
     # one real token with p = (.9, .1) on expert 0: 2 · 1 · .9 = 1.8; with one expert a device, all three say the same
     assert losses_of(gates, TopK(1), *parts, rows=2, token_mask=mask) == {
         "switch-sequence": pytest.approx(1.8),
@@ -137,9 +137,9 @@ def test_devices():
     # device: 2 · (3/4 · .6 + 1/4 · .4) = 1.1
     # communication, M = 2: devices reached (2, 1), f'' = 2/(2 · 2) · (2, 1) = (1, 1/2): 1 · .6 + 1/2 · .4 = .8
     gates = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.3, 0.2, 0.3, 0.2]])
-    found = losses_of(gates, to([[0, 1], [0, 2]]), DeviceLoss(1.0, 2), CommunicationLoss(1.0, 2, 2))
+    found = losses_of(gates, to([[0, 1], [0, 2]]), DeviceLoss(1.0, 4, 2), CommunicationLoss(1.0, 4, 2, 2))
     assert found == {"device": pytest.approx(1.1), "communication": pytest.approx(0.8)}
-    one_each = losses_of(gates, to([[0, 1], [0, 2]]), DeviceLoss(1.0, 4), SwitchLoss(1.0))
+    one_each = losses_of(gates, to([[0, 1], [0, 2]]), DeviceLoss(1.0, 4, 4), SwitchLoss(1.0))
     assert one_each["device"] == pytest.approx(one_each["switch"])
 
 
@@ -149,13 +149,13 @@ def test_perfect_balance(k):
     E = 6
     ids = [[(t + j) % E for j in range(k)] for t in range(E)]
     parts = [SwitchLoss(1.0), GShardLoss(1.0), ImportanceLoss(1.0), ImportanceLoss(1.0, sparse=True)]
-    parts += [SwitchLoss(1.0, scope="sequence"), SwitchLoss(1.0, scope="global-batch"), DeviceLoss(1.0, 3)]
+    parts += [SwitchLoss(1.0, scope="sequence"), SwitchLoss(1.0, scope="global-batch"), DeviceLoss(1.0, E, 3)]
     for part in parts:
         (value,) = losses_of(torch.full((E, E), 1 / E), to(ids), part).values()
         assert value == pytest.approx(0.0 if isinstance(part, ImportanceLoss) else 1.0, abs=1e-6)
     # each token on M = 2 devices of one expert each, evenly
     ids = [[t % 2, 2 + t % 2] for t in range(4)]
-    assert losses_of(torch.full((4, 4), 0.25), to(ids), CommunicationLoss(1.0, 4, 2)) == {
+    assert losses_of(torch.full((4, 4), 0.25), to(ids), CommunicationLoss(1.0, 4, 4, 2)) == {
         "communication": pytest.approx(1.0)
     }
 
@@ -188,6 +188,12 @@ def test_padding_changes_no_loss(seed, k, E):
 def test_an_unknown_scope_is_named():
     with pytest.raises(ValueError, match="scope='layer' is unknown; choose one of micro-batch, sequence, global-batch"):
         SwitchLoss(1.0, scope="layer")  # pyright: ignore[reportArgumentType]
+
+
+def test_devices_must_hold_equally_many_experts():
+    for make in (lambda: DeviceLoss(1.0, 5, 2), lambda: CommunicationLoss(1.0, 5, 2, 1)):
+        with pytest.raises(ValueError, match="num_groups=2 does not divide num_experts=5"):
+            make()
 
 
 def _rank(rank: int, path: str, found) -> None:

@@ -2,6 +2,7 @@
 
 from gatelab.routers.balance.base import Balance
 from gatelab.routers.balance.bias import SignBias
+from gatelab.routers.balance.chosen import ChosenLoss
 from gatelab.routers.balance.devices import CommunicationLoss, DeviceLoss
 from gatelab.routers.balance.losses import EntropyLoss, GShardLoss, SwitchLoss, ZLoss
 from gatelab.routers.balance.noise import GaussianNoise, InputJitter, LearnedNoise
@@ -10,6 +11,7 @@ from gatelab.routers.balance.variation import ImportanceLoss, LoadLoss
 
 __all__ = [
     "Balance",
+    "ChosenLoss",
     "CommunicationLoss",
     "DeviceLoss",
     "EntropyLoss",

@@ -18,15 +18,20 @@ class DeviceLoss(Balance):
 
     Args:
         coefficient: α2; DeepSeek-V2 uses 0.05.
+        num_experts: E.
         num_groups: D, the number of devices; consecutive experts share one. It must divide E.
         scope: over which tokens f and P are taken; DeepSeek's are per sequence.
+
+    Raises:
+        ValueError: D does not divide E.
 
     Source: DeepSeekMoE, arXiv 2401.06066, §3.3, equations 15-17; DeepSeek-V2, arXiv 2405.04434, §2.2.3.
     """
 
-    def __init__(self, coefficient: float, num_groups: int, scope: Scope = "sequence") -> None:
+    def __init__(self, coefficient: float, num_experts: int, num_groups: int, scope: Scope = "sequence") -> None:
         super().__init__()
         check_scope(scope)
+        _check_groups(num_experts, num_groups)
         self.coefficient, self.num_groups, self.scope = coefficient, num_groups, scope
 
     def losses(self, ctx: Context) -> dict[str, Tensor]:
@@ -49,14 +54,19 @@ class CommunicationLoss(Balance):
 
     Args:
         coefficient: α3; DeepSeek-V2 uses 0.02.
+        num_experts: E.
         num_groups: D; consecutive experts share a device. It must divide E.
         keep_groups: M, the most devices a token may go to.
+
+    Raises:
+        ValueError: D does not divide E.
 
     Source: DeepSeek-V2, arXiv 2405.04434, §2.2.3, equations 29-31.
     """
 
-    def __init__(self, coefficient: float, num_groups: int, keep_groups: int) -> None:
+    def __init__(self, coefficient: float, num_experts: int, num_groups: int, keep_groups: int) -> None:
         super().__init__()
+        _check_groups(num_experts, num_groups)
         self.coefficient, self.num_groups, self.keep_groups = coefficient, num_groups, keep_groups
 
     def losses(self, ctx: Context) -> dict[str, Tensor]:
@@ -73,3 +83,8 @@ class CommunicationLoss(Balance):
 
     def extra_repr(self) -> str:
         return f"coefficient={self.coefficient}, num_groups={self.num_groups}, keep_groups={self.keep_groups}"
+
+
+def _check_groups(num_experts: int, num_groups: int) -> None:
+    if num_groups < 1 or num_experts % num_groups:
+        raise ValueError(f"num_groups={num_groups} does not divide num_experts={num_experts}; use a divisor")

@@ -38,3 +38,16 @@ recipe(
     source=SOURCE + "; LFA of Yuan 2.0, arXiv 2311.15786, §2.1",
     equation="as attention, with q and k from RMSNorm(x + filter(x)), a causal filter over three positions",
 )(functools.wraps(attention)(functools.partial(attention, lfa=True)))
+
+
+@recipe(
+    "yuan2-m32",
+    source=SOURCE + "; the released model: 32 experts, top-2",
+    equation="as attention, over 32 experts",
+)
+def yuan2_m32(hidden_size: int, num_experts: int, top_k: int = 2) -> Router:
+    """The gate of Yuan 2.0-M32, exactly `attention` without options: no balance loss, no drops.
+
+    LFA belongs to the released model's self-attention (`gatelab.FilteredAttention`), not to its gate.
+    """
+    return attention(hidden_size, num_experts, top_k)

@@ -26,7 +26,7 @@ class ExpertChoice(nn.Module):
     Source: Zhou et al. 2022, arXiv 2202.09368, §3.2.
     """
 
-    def __init__(self, capacity_factor: float, group: Group = "batch") -> None:
+    def __init__(self, capacity_factor: float | Fraction, group: Group = "batch") -> None:
         super().__init__()
         check_group(group)
         if not capacity_factor > 0:
