@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from gatelab import kernels
 from gatelab.kernels.activations import resolve_activation
+from gatelab.layers.zero_computation import ZeroComputation
 from gatelab.routers.routing import Routing
 
 
@@ -24,6 +25,8 @@ class Experts(nn.Module):
         activation: `swiglu`, `geglu` (gated), `gelu`, `silu`, `relu`, `relu2`, or a callable (n, J) -> (n, I).
         bias: adds a bias to both projections.
         gated: whether J = 2·I; needed with a callable activation alone.
+        zero_computation: kinds (`identity`, `zero`, `constant`) of experts without a multilayer perceptron, which
+            follow as ids E…E+Z−1; a gate made for them has E + Z columns and says which in `router.zero_computation`.
 
     Attributes:
         gate_up_proj: (E, 2·I, D), the gate's rows first; (E, I, D) when the activation is not gated.
@@ -42,6 +45,7 @@ class Experts(nn.Module):
         activation: str | Callable[[Tensor], Tensor] = "swiglu",
         bias: bool = False,
         gated: bool | None = None,
+        zero_computation: Iterable[str] = (),
     ) -> None:
         super().__init__()
         sizes = {"num_experts": num_experts, "hidden_size": hidden_size, "intermediate_size": intermediate_size}
@@ -57,6 +61,8 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(E, D, I))
         self.gate_up_proj_bias = nn.Parameter(torch.empty(E, J)) if bias else None
         self.down_proj_bias = nn.Parameter(torch.empty(E, D)) if bias else None
+        kinds = tuple(zero_computation)
+        self.zero_computation = ZeroComputation(kinds, hidden_size) if kinds else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -67,13 +73,15 @@ class Experts(nn.Module):
         for bias in (self.gate_up_proj_bias, self.down_proj_bias):
             if bias is not None:
                 nn.init.zeros_(bias)
+        if self.zero_computation is not None:
+            self.zero_computation.reset_parameters()
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """Dispatch, apply, combine.
 
         Args:
             x_TD: (T, D).
-            routing: over the same T tokens and E experts.
+            routing: over the same T tokens and E experts (E + Z with zero-computation experts).
 
         Returns:
             (T, D) in the dtype of `x_TD`; zeros where a token has no expert.
@@ -81,15 +89,18 @@ class Experts(nn.Module):
         Raises:
             ValueError: the routing is over another number of tokens or experts.
         """
-        if routing.num_experts != self.num_experts or routing.num_tokens != x_TD.shape[0]:
+        E, columns = self.num_experts, self.num_experts
+        if self.zero_computation is not None:
+            columns += len(self.zero_computation.kinds)
+        if routing.num_experts != columns or routing.num_tokens != x_TD.shape[0]:
             raise ValueError(
                 f"the routing is over {routing.num_tokens} tokens and {routing.num_experts} experts, the layer has "
-                f"{x_TD.shape[0]} and {self.num_experts}; make router and experts for the same sizes"
+                f"{x_TD.shape[0]} and {columns}; make router and experts for the same sizes"
             )
-        return kernels.expert_mlp(
+        y_TD = kernels.expert_mlp(
             x_TD,
             routing.token_index,
-            routing.expert_offsets,
+            routing.expert_offsets[: E + 1],  # to the kernel, what follows the real experts is tail
             routing.weights,
             self.gate_up_proj,
             self.down_proj,
@@ -98,9 +109,10 @@ class Experts(nn.Module):
             activation=self.activation,
             weights_on_input=routing.weights_on_input,
         )
+        return y_TD if self.zero_computation is None else y_TD + self.zero_computation(x_TD, routing)
 
     def flops(self, N: int) -> int:
-        """Matrix-product FLOPs of one forward with N assignments."""
+        """Matrix-product FLOPs of one forward with N assignments to real experts."""
         return N * 2 * self.hidden_size * self.intermediate_size * (3 if self.gated else 2)
 
     def extra_repr(self) -> str:

@@ -40,6 +40,8 @@ class Router(nn.Module):
         select_on: `scores`, or `logits` where the activation saturates.
         gate_dtype: the dtype scoring runs in, whatever the model's; bfloat16 reproduces models whose gate runs in it.
         weights_on_input: the weight multiplies what goes into the expert (Llama 4).
+        zero_computation: the kinds of the last Z of the E experts (`identity`, `zero`, `constant`), which the layer
+            needs to know: `Experts(E - Z, ..., zero_computation=router.zero_computation)`.
 
     Raises:
         ValueError: E is unknown, or a name is.
@@ -58,6 +60,7 @@ class Router(nn.Module):
         select_on: Literal["scores", "logits"] = "scores",
         gate_dtype: torch.dtype = torch.float32,
         weights_on_input: bool = False,
+        zero_computation: Iterable[str] = (),
     ) -> None:
         super().__init__()
         num_experts = getattr(score, "num_experts", None) if num_experts is None else num_experts
@@ -76,6 +79,7 @@ class Router(nn.Module):
         # A ModuleList, typed by what it holds.
         self.balance = cast("Sequence[Balance]", nn.ModuleList(balance))
         self.select_on, self.gate_dtype, self.weights_on_input = select_on, gate_dtype, weights_on_input
+        self.zero_computation: tuple[str, ...] = tuple(zero_computation)
         self.listeners: tuple[Listener, ...] = ()
         self._forwards_since_update = 0
 

@@ -9,6 +9,7 @@ Axes: T tokens, E experts, K experts per token, N assignments kept, M >= N entri
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import torch
@@ -204,6 +205,24 @@ class Routing:
             num_tokens=num_real,
             statistics={name: value.detach() for name, value in self.statistics.items()},
         )
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write to a file (npz, versioned, no pickle; the tail left out): see `gatelab.routers.recording`."""
+        from gatelab.routers.recording import save_routing
+
+        save_routing(self, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Routing:
+        """Read what `save` wrote, onto the CPU.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is truncated, not a saved routing, of another version, too large, or contradicts itself.
+        """
+        from gatelab.routers.recording import load_routing
+
+        return load_routing(path)
 
     @classmethod
     def from_topk(

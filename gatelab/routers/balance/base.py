@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from gatelab.routers.context import Context
@@ -42,3 +43,9 @@ class Balance(nn.Module):
             if new is not None and new.dtype != old.dtype:
                 setattr(self, name, new.to(old.dtype) if old.is_meta else old.to(new.device))
         return self
+
+
+def mean_statistic(summaries: Sequence[Summary], name: str) -> Tensor | None:
+    """The mean of a statistic over micro-batches; None when none has it, as after forced routing alone."""
+    values = [s.statistics[name] for s in summaries if name in s.statistics]
+    return torch.stack(values).mean(0) if values else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gatelab.routers.balance.base import Balance
+from gatelab.routers.balance.base import Balance, mean_statistic
 from gatelab.routers.context import Context
 from gatelab.routers.routing import Summary
 
@@ -36,4 +36,5 @@ class Prices(Balance):
         return scores_TE - self.prices.to(scores_TE.dtype)
 
     def update(self, summaries: Sequence[Summary]) -> None:
-        self.prices.copy_(torch.stack([s.statistics["prices"] for s in summaries]).mean(0))
+        if (prices_E := mean_statistic(summaries, "prices")) is not None:
+            self.prices.copy_(prices_E)

@@ -9,6 +9,7 @@ from gatelab.routers.select import BalancedAssignment, Group
 
 @recipe(
     "balanced-assignment",
+    "base",
     source="BASE layers, Lewis et al. 2021, arXiv 2103.16716, §3",
     equation="maximise Σ z_ti over assignments with k experts a token and kT/E tokens an expert;  w = σ(z)",
 )
@@ -18,6 +19,7 @@ def balanced_assignment(hidden_size: int, num_experts: int, top_k: int = 1, *, g
     Deviations: the assignment is exact (the published auction is within 0.06-1.7 % of it and loses tokens on ties);
     k > 1 is allowed; evaluation subtracts the dual prices learned in training, where the paper takes the plain argmax;
     the paper's y = σ(z)·f(x) + (1 − σ(z))·x is σ(z)·f(x) here, the layer's residual connection carrying x.
+    After gradient accumulation the prices are the mean of the micro-batches', which is not those of the whole batch.
     Prefer it when the load must be even without a loss to tune. In training a token's expert depends on the others of
     its group, so it is causal in evaluation only.
     """

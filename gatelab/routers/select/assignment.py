@@ -29,7 +29,7 @@ class BalancedAssignment(nn.Module):
         self.k, self.group = k, group
 
     def forward(self, scores_TE: Tensor, ctx: Context) -> Selection:
-        if not ctx.training:
+        if not ctx.training or not scores_TE.shape[0]:
             return Selection(scores_TE.topk(self.k, dim=-1).indices)
         scores_GSE, mask_GS = grouped(scores_TE.detach(), ctx, self.group)
         start = ctx.statistics.get("prices")
@@ -39,10 +39,8 @@ class BalancedAssignment(nn.Module):
             )
             for g in range(scores_GSE.shape[0])
         ]
-        if solved:
-            ctx.statistics["prices"] = torch.stack([a.prices for a in solved]).mean(0).float()
-            return Selection(torch.cat([a.expert_ids for a in solved]))
-        return Selection(torch.zeros(0, self.k, dtype=torch.int64, device=scores_TE.device))
+        ctx.statistics["prices"] = _mean_prices(torch.stack([a.prices for a in solved]), mask_GS, start)
+        return Selection(torch.cat([a.expert_ids for a in solved]))
 
     def guarantees(self, training: bool) -> Guarantees:
         if training:
@@ -51,3 +49,13 @@ class BalancedAssignment(nn.Module):
 
     def extra_repr(self) -> str:
         return f"k={self.k}, group={self.group!r}"
+
+
+def _mean_prices(prices_GE: Tensor, mask_GS: Tensor | None, start: Tensor | None) -> Tensor:
+    """(E,) the mean over groups with a real token; without one, the start prices."""
+    if mask_GS is None:
+        return prices_GE.mean(0).float()
+    real_G1 = mask_GS.any(1, keepdim=True)
+    mean_E = torch.where(real_G1, prices_GE, 0).sum(0) / real_G1.sum().clamp(min=1)
+    rest_E = torch.zeros_like(mean_E) if start is None else start.to(mean_E)
+    return torch.where(real_G1.any(), mean_E, rest_E).float()
