@@ -3,6 +3,7 @@
 from gatelab.routers.balance.adaptive import DeviationLoss, SparsityLoss
 from gatelab.routers.balance.base import Balance
 from gatelab.routers.balance.bias import ProportionalBias, SignBias
+from gatelab.routers.balance.chosen import ChosenLoss
 from gatelab.routers.balance.devices import CommunicationLoss, DeviceLoss
 from gatelab.routers.balance.losses import EntropyLoss, GShardLoss, SwitchLoss, ZLoss
 from gatelab.routers.balance.noise import GaussianNoise, InputJitter, LearnedNoise
@@ -14,6 +15,7 @@ from gatelab.routers.balance.variation import ImportanceLoss, LoadLoss
 
 __all__ = [
     "Balance",
+    "ChosenLoss",
     "CommunicationLoss",
     "DeviationLoss",
     "DeviceLoss",
