@@ -10,6 +10,7 @@ from gatelab.routers.guarantees import Guarantees
 from gatelab.routers.registry import create_router, describe_router, list_routers
 from gatelab.routers.router import Router
 from gatelab.routers.routing import Routing
+from gatelab.routers.soft_routing import SoftRouting
 from gatelab.routers.tape import Tape, attach, record, update_routers
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __all__ = [
     "Routing",
     "Selection",
     "SharedExpert",
+    "SoftRouting",
     "Tape",
     "attach",
     "create_router",

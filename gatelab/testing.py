@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from gatelab.layers.experts import Experts
 from gatelab.layers.moe import MoE
 from gatelab.routers.router import Router
 from gatelab.routers.routing import Routing
+from gatelab.routers.soft_routing import SoftRouting
 from gatelab.routers.tape import record, update_routers
 
 B, S = 3, 11
@@ -100,7 +101,8 @@ def check_conservation(make: Callable[[], Router]) -> None:
             r: Routing = route(router, batch)
             N = int(r.expert_offsets[-1])
             real = torch.ones(B * S, dtype=torch.bool) if batch.token_mask is None else batch.token_mask.flatten()
-            assert int(r.tokens_per_expert.sum()) == int(r.experts_per_token.sum()) == int(r.live.sum()) == N
+            assert int(r.tokens_per_expert.sum()) == int(r.live.sum()) == N
+            assert isinstance(r, SoftRouting) or int(r.experts_per_token.sum()) == N
             assert bool((r.requested >= r.tokens_per_expert).all()), "more kept than requested"
             assert not r.experts_per_token[~real].any(), "a masked token is routed"
             if promise.experts_per_token is not None:
@@ -132,6 +134,9 @@ def check_layout(make: Callable[[], Router]) -> None:
         r = route(router, make_batch(router, D, masked=True))
         assert int(r.expert_offsets[0]) == 0
         assert bool((r.expert_offsets.diff() >= 0).all())
+        if isinstance(r, SoftRouting):
+            _check_mixtures(r)
+            continue
         assert int(r.expert_offsets[-1]) <= r.token_index.shape[0]
         assert bool(((r.token_index >= 0) & (r.token_index < r.num_tokens)).all()), "tail tokens must be valid too"
         assert not r.weights[~r.live].any(), "the tail weighs something"
@@ -140,6 +145,15 @@ def check_layout(make: Callable[[], Router]) -> None:
         assert r.token_index.dtype == r.expert_offsets.dtype == r.choice.dtype == r.requested.dtype == torch.int64
         for name in ("weights", "router_logits", "scores", "probabilities"):
             assert getattr(r, name).dtype == torch.float32, f"{name} is {getattr(r, name).dtype}"
+
+
+def _check_mixtures(r: SoftRouting) -> None:
+    real_BS = torch.ones(B * S) if r.token_mask is None else r.token_mask.float()
+    real_BS = real_BS.view(B, S)
+    slots = r.dispatch_weights.flatten(2)
+    _same(slots.sum(1), real_BS.amax(1)[:, None].expand(B, slots.shape[2]), "a slot is a mixture of real tokens")
+    _same(r.combine_weights.sum((2, 3)), real_BS, "a real token is a mixture of slots")
+    assert not slots[real_BS == 0].any(), "a masked token is dispatched"
 
 
 def check_gradients(make: Callable[[], Router]) -> None:
@@ -169,8 +183,10 @@ def check_mask(make: Callable[[], Router]) -> None:
         poisoned: Routing = route(
             router, batch.with_hidden(torch.where(batch.token_mask[..., None], batch.hidden, noise))
         )
-        for name in ("token_index", "expert_offsets", "weights", "choice", "router_logits", "scores", "requested"):
-            assert torch.equal(getattr(r, name), getattr(poisoned, name)), f"a masked token changes {name}"
+        for field in fields(r):
+            value = getattr(r, field.name)
+            if isinstance(value, Tensor):
+                assert torch.equal(value, getattr(poisoned, field.name)), f"a masked token changes {field.name}"
         for name, loss in r.losses.items():
             assert torch.equal(loss, poisoned.losses[name]), f"a masked token changes the loss {name}"
         if _is_random(router, batch):
@@ -346,6 +362,9 @@ def check_layer(make: Callable[[], Router]) -> None:
         batch = make_batch(router, D)
         x_TD = batch.hidden.flatten(0, 1)
         y, r = route(MoE(router, _Identity()), batch)
+        if isinstance(r, SoftRouting):
+            _check_soft_layer(router, batch)
+            continue
         if not r.weights_on_input:
             _same(y.flatten(0, 1), x_TD * r.to_dense().sum(1, keepdim=True), "identity experts")
         E = router.num_experts
@@ -355,6 +374,18 @@ def check_layer(make: Callable[[], Router]) -> None:
         assert bool((r.experts_per_token == E).all())
         outputs = torch.stack([_one_expert(experts, e, x_TD, r.to_dense()[:, e], r.weights_on_input) for e in range(E)])
         _same(y.flatten(0, 1), outputs.sum(0), "the dense mixture")
+
+
+def _check_soft_layer(router: Router, batch: Batch) -> None:
+    experts = Experts(router.num_experts, batch.hidden.shape[2], 8)
+    y, r = route(MoE(router, experts), batch)
+    slots_BEPD = torch.einsum("bsep,bsd->bepd", r.dispatch_weights, batch.hidden)
+    ones = slots_BEPD.new_ones(slots_BEPD[:, 0, :, 0].numel())
+    outputs = [
+        _one_expert(experts, e, slots_BEPD[:, e].flatten(0, 1), ones, False).view_as(slots_BEPD[:, e])
+        for e in range(router.num_experts)
+    ]
+    _same(y, torch.einsum("bsep,ebpd->bsd", r.combine_weights, torch.stack(outputs)), "mixtures of slots")
 
 
 def _one_expert(experts: Experts, e: int, x_TD: Tensor, weight_T: Tensor, on_input: bool) -> Tensor:

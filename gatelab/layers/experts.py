@@ -13,6 +13,7 @@ from gatelab import kernels
 from gatelab.kernels.activations import resolve_activation
 from gatelab.layers.zero_computation import ZeroComputation
 from gatelab.routers.routing import Routing
+from gatelab.routers.soft_routing import SoftRouting
 
 
 class Experts(nn.Module):
@@ -76,7 +77,7 @@ class Experts(nn.Module):
         if self.zero_computation is not None:
             self.zero_computation.reset_parameters()
 
-    def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
+    def forward(self, x_TD: Tensor, routing: Routing | SoftRouting) -> Tensor:
         """Dispatch, apply, combine.
 
         Args:
@@ -97,6 +98,8 @@ class Experts(nn.Module):
                 f"the routing is over {routing.num_tokens} tokens and {routing.num_experts} experts, the layer has "
                 f"{x_TD.shape[0]} and {columns}; make router and experts for the same sizes"
             )
+        if isinstance(routing, SoftRouting):
+            return routing.combine(self(routing.dispatch(x_TD), routing.slots()))
         y_TD = kernels.expert_mlp(
             x_TD,
             routing.token_index,

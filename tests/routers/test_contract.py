@@ -17,7 +17,8 @@ def test_contract(name, check):
     check(lambda: gatelab.create_router(name, D, E))
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Soft MoE's one slot is a mixture of the whole sequence.
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "soft-moe"])
 def test_one_expert_is_the_plain_mlp(name):
     router = gatelab.create_router(name, D, 1).eval()
     batch = testing.make_batch(router, D)

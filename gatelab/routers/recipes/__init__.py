@@ -15,6 +15,8 @@ from gatelab.routers.recipes import (
     loss_free,
     noisy,
     scores,
+    skywork,
+    soft_moe,
     topk,
     zero_computation,
 )
@@ -34,6 +36,8 @@ __all__ = [
     "loss_free",
     "noisy",
     "scores",
+    "skywork",
+    "soft_moe",
     "topk",
     "zero_computation",
 ]

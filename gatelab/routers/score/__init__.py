@@ -6,5 +6,15 @@ from gatelab.routers.score.linear import LinearScore
 from gatelab.routers.score.mlp import HadamardScore, MLPScore
 from gatelab.routers.score.none import NoScore
 from gatelab.routers.score.pathway import PathwayScore
+from gatelab.routers.score.slots import SlotScore
 
-__all__ = ["AttentionScore", "CosineScore", "HadamardScore", "LinearScore", "MLPScore", "NoScore", "PathwayScore"]
+__all__ = [
+    "AttentionScore",
+    "CosineScore",
+    "HadamardScore",
+    "LinearScore",
+    "MLPScore",
+    "NoScore",
+    "PathwayScore",
+    "SlotScore",
+]
