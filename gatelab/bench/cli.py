@@ -7,7 +7,12 @@ import sys
 import click
 
 from gatelab.bench.commands.compare import compare
+from gatelab.bench.commands.flops import flops
+from gatelab.bench.commands.list import list_gates
+from gatelab.bench.commands.report import report
 from gatelab.bench.errors import BadInput
+
+COMMANDS = (list_gates, compare, flops, report)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110})
@@ -16,21 +21,26 @@ def cli() -> None:
     """Mixture-of-Experts gates: what they are, what they cost, and what they do to a model."""
 
 
-cli.add_command(compare)
+for command in COMMANDS:
+    cli.add_command(command)
 
 
 def run() -> None:
     """Run a command; whatever goes wrong is one line on stderr. Bad input exits with 2."""
     try:
-        cli.main(standalone_mode=False)
+        status = cli.main(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except BadInput as error:
         _fail(str(error), 2)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         _fail(str(error), 1)
     except (KeyboardInterrupt, click.Abort):
-        _fail("stopped; the same command goes on from here", 130)
+        _fail("stopped", 130)
 
 
 def _fail(message: str, status: int) -> None:

@@ -14,15 +14,13 @@ import torch
 
 from gatelab.bench import files
 from gatelab.bench.cell import Job
-from gatelab.bench.config import BASELINES, CompareConfig
+from gatelab.bench.config import CompareConfig
+from gatelab.bench.describe import describe
 from gatelab.bench.errors import BadInput
-from gatelab.bench.evaluate import leaky_gates
-from gatelab.bench.matching import Match, create_gate, match
-from gatelab.bench.model import ByteTransformer
+from gatelab.bench.matching import Match, match
 from gatelab.bench.rundir import opened
 from gatelab.bench.workers import run_cells
 from gatelab.bench.workloads import Text, load_text
-from gatelab.routers.registry import find_recipe
 
 OnStep = Callable[[str, int, int], None]
 
@@ -54,7 +52,7 @@ def compare(config: CompareConfig, out: Path, *, text: Path | None = None, on_st
         "gatelab": _version(),
         "machine": _machine(config),
         "config": described,
-        "routers": {name: _describe(config, name, matches[name]) for name in config.routers},
+        "routers": {name: describe(config, name, matches[name]) for name in config.routers},
     }
     with opened(out, _identity(config, described), keys) as directory:
         cells = directory.cells()
@@ -115,32 +113,4 @@ def _machine(config: CompareConfig) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": config.device,
-    }
-
-
-def _describe(config: CompareConfig, name: str, matched: Match) -> dict[str, Any]:
-    recipe, gate = find_recipe(name), create_gate(config, name, device="meta")
-    with torch.device("meta"):
-        model = ByteTransformer(config, name, matched.intermediate_size, config.first_seed)
-    training, evaluation = gate.train().guarantees, gate.eval().guarantees
-    D, S = config.hidden_size, config.sequence_length
-    flops = {
-        "router": config.num_layers * gate.flops(S) / S,
-        "experts": config.num_layers * matched.mean_experts * matched.intermediate_size * 6 * D,
-        "attention": config.num_layers * (8 * D * D + 4 * D * S),
-        "other": 2 * D * 256,
-    }
-    return {
-        "source": recipe.source,
-        "equation": recipe.equation,
-        "baseline": name in BASELINES,
-        "experts_per_token": training.experts_per_token,
-        "mean_experts_per_token": matched.mean_experts,
-        "intermediate_size": matched.intermediate_size,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "router_parameters": config.num_layers * gate.num_parameters,
-        "flops_per_token": flops | {"total": sum(flops.values())},
-        "training": dataclasses.asdict(training),
-        "evaluation": dataclasses.asdict(evaluation),
-        "fallback": f"each token to the {config.top_k} experts that score it highest" if leaky_gates(gate) else None,
     }

@@ -48,13 +48,23 @@ def leaky_gates(model: nn.Module) -> list[Router]:
 
 @contextlib.contextmanager
 def causal_fallback(model: nn.Module, top_k: int) -> Iterator[None]:
-    """Let leaky gates select their `top_k` best experts token by token, on the scores they learned."""
+    """Let leaky gates select token by token the experts with the best of the scores they learned.
+
+    Args:
+        model: whose gates to change inside the block.
+        top_k: how many, for a gate that has no fixed number of its own.
+    """
     gates = leaky_gates(model)
     selects = [gate.select for gate in gates]
     for gate in gates:
-        gate.select = TopK(top_k)
+        gate.select = TopK(fallback_k(gate, top_k))
     try:
         yield
     finally:
         for gate, select in zip(gates, selects, strict=True):
             gate.select = select
+
+
+def fallback_k(gate: Router, top_k: int) -> int:
+    """Experts per token of the causal fallback."""
+    return gate.guarantees.experts_per_token or top_k

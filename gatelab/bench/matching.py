@@ -9,6 +9,7 @@ import torch
 
 from gatelab.bench.config import CompareConfig
 from gatelab.bench.seeding import seeded
+from gatelab.bench.workloads import BYTES
 from gatelab.routers.registry import create_router, find_recipe
 from gatelab.routers.router import Router
 
@@ -55,11 +56,12 @@ def match(config: CompareConfig, name: str) -> Match:
 
 
 def _mean_experts(gate: Router, config: CompareConfig) -> float:
+    """Zero-computation experts do not count: they cost nothing."""
     exact = gate.guarantees.experts_per_token
-    if exact is not None:
+    if exact is not None and not gate.zero_computation:
         return float(exact)
     # It varies with the input: counted on noise, which is what an untrained gate sees.
     B, S = config.batch_size, config.sequence_length
     with seeded("mean experts"), torch.no_grad():
-        routing = gate(torch.randn(B, S, config.hidden_size), token_ids=torch.randint(256, (B, S)))
-    return float(routing.tokens_per_expert.sum()) / (B * S)
+        routing = gate(torch.randn(B, S, config.hidden_size), token_ids=torch.randint(BYTES, (B, S)))
+    return float(routing.tokens_per_expert[: config.num_experts].sum()) / (B * S)

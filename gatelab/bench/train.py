@@ -83,7 +83,7 @@ class Training:
         windows = self.text.held_out(VALIDATION_WINDOWS, c.sequence_length)
         leaky = bits_per_byte(self.model, windows, c.device) if leaky_gates(self.model) else None
         with causal_fallback(self.model, c.top_k):
-            score = bits_per_byte(self.model, windows, c.device)
+            score = None if leaky_gates(self.model) else bits_per_byte(self.model, windows, c.device)
         return {
             "router": self.router,
             "seed": self.seed,

@@ -17,6 +17,7 @@ from torch import Tensor
 from gatelab.bench.errors import BadInput
 from gatelab.bench.seeding import seed_of
 
+BYTES = 256
 HELD_OUT = 10  # one file in so many, or this share of a single text's end
 MAX_BYTES = 2**28
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}

@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gatelab.bench.config import CompareConfig
+
+# Matrices this small gain nothing from threads, and lose much when the machine is busy.
+torch.set_num_threads(1)
 
 TINY: dict[str, Any] = {
     "steps": 6,

@@ -1,0 +1,39 @@
+"""`gatelab report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gatelab.bench.commands.output import json_option, print_json
+from gatelab.bench.errors import BadInput
+from gatelab.bench.files import read_json
+from gatelab.bench.report import write_comparison, write_report
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("other", metavar="[DIR2]", required=False, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write [default: the last directory named].")
+@json_option
+def report(directory: Path, other: Path | None, out: Path | None, as_json: bool) -> None:
+    """Render a finished or half-finished run again, or compare two runs."""
+    runs = [_results(path) for path in (directory, other) if path is not None]
+    out = out or other or directory
+    try:
+        if other is None:
+            page = write_report(runs[0], out)
+        else:
+            page = write_comparison(runs[0], runs[1], out, (directory.name, other.name))
+    except (ValueError, KeyError) as error:
+        raise BadInput(f"{directory}: {error}; it was edited or mixed") from error
+    if as_json:
+        print_json({"page": str(page)})
+    else:
+        print(page)
+
+
+def _results(directory: Path) -> dict[str, Any]:
+    return read_json(directory / "results.json", "results", "name the --out of a `gatelab compare`")
