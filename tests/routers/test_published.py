@@ -266,3 +266,54 @@ def test_float32_is_enough(name):
     torch.testing.assert_close(
         low(hidden()).to_dense(), wide(hidden().double()).to_dense().float(), rtol=1e-4, atol=1e-5
     )
+
+
+# name: experts and experts per token as published, and what describes the rest
+PUBLISHED = {
+    "switch": (128, 1, ["capacity_factor=1.25, eval_capacity_factor=2.0", "eps=0.01", "coefficient=0.01"]),
+    "gshard": (2048, 2, ["capacity_factor=1.0, eval_capacity_factor=None", "threshold=0.5"]),
+    "noisy-topk": (256, 4, ["coefficient=0.1, sparse=True", "coefficient=0.1, k=4, excluding=True"]),
+    "st-moe": (64, 2, ["capacity_factor=1.25, eval_capacity_factor=2.0", "threshold=0.2", "coefficient=0.001"]),
+    "v-moe": (32, 2, ["capacity_factor=1.05, eval_capacity_factor=1.05", "std=0.03125", "coefficient=0.005"]),
+    "mixtral": (8, 2, ["coefficient=0.02"]),
+    "grok-1": (8, 2, []),
+    "dbrx": (16, 4, ["coefficient=0.05"]),
+    "qwen1.5-moe": (60, 4, ["coefficient=0.001"]),
+    "qwen3": (128, 8, ["coefficient=0.001, scope='global-batch'"]),
+    "olmoe": (64, 8, ["coefficient=0.01, scope", "ZLoss(coefficient=0.001)"]),
+    "deepseek-moe": (64, 6, ["coefficient=0.001, scope='sequence'"]),
+    "deepseek-v2": (160, 6, ["num_groups=8, keep_groups=3", "16.0", "coefficient=0.003", "coefficient=0.05"]),
+    "deepseek-v3": (
+        256,
+        8,
+        ["num_groups=8, keep_groups=4", "2.5", "rate=0.001", "coefficient=0.0001, scope='sequence'"],
+    ),
+    "deepseek-v4": (256, 6, ["1.5", "rate=0.001"]),
+    "kimi-k2": (384, 8, ["2.827", "rate=0.001"]),
+    "yuan2-m32": (32, 2, []),
+    "llama4": (128, 1, ["coefficient=0.001"]),
+    "gpt-oss": (128, 4, []),
+    "hunyuan-large": (16, 1, []),
+    "minimax-01": (32, 2, ["scope='global-batch'"]),
+    "x-moe": (32, 1, ["projection=256"]),
+    "grin": (16, 2, ["k=2, eps=0.01", "scope='global-batch'"]),
+    "mlp": (8, 2, []),
+    "hadamard": (8, 2, []),
+    "hash": (16, 1, ["vocab_size=8008"]),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_defaults_are_those_published(name):
+    num_experts, top_k, words = PUBLISHED[name]
+    router = gatelab.create_router(name, 64, num_experts, device="meta")
+    assert router.eval().guarantees.experts_per_token == top_k
+    for word in words:
+        assert word in f"{router}", f"{word!r} is not in {router}"
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "mixture-of-depths"])
+def test_descriptions(name):
+    text = str(gatelab.describe_router(name, 64, 8))
+    assert "Source: " in text
+    assert "In training: causal=" in text
