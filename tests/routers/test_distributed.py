@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 import gatelab
 from gatelab.routers.balance import Balance
@@ -48,7 +48,7 @@ def run_rank(rank, folder):
 
 
 def test_two_ranks_move_as_one(tmp_path):
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
+    spawn(run_rank, args=(str(tmp_path),), nprocs=2)
     single = make()
     with gatelab.record(single) as tape:
         for rank in range(2):
