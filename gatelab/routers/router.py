@@ -158,7 +158,10 @@ class Router(nn.Module):
             gates = ctx.scores.gather(1, selection.ids.clamp(min=0))
         gates = torch.where(valid, gates, 0)
         ctx.weights = torch.where(valid, self.weight(gates, valid, ctx), 0)
-        losses = {name: value for part in self.balance for name, value in part.losses(ctx).items()}
+        losses: dict[str, Tensor] = {}
+        for part in self.balance:
+            for name, value in part.losses(ctx).items():
+                losses[name] = losses[name] + value if name in losses else value
         return Routing.from_topk(
             selection.ids,
             ctx.weights,

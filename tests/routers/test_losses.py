@@ -160,6 +160,11 @@ def test_perfect_balance(k):
     }
 
 
+def test_losses_of_one_name_add_up():
+    one = losses_of(GATES, TopK(1), SwitchLoss(0.75), ZLoss(1.0))
+    assert losses_of(GATES, TopK(1), SwitchLoss(0.5), ZLoss(1.0), SwitchLoss(0.25)) == pytest.approx(one)
+
+
 def test_dropped_assignments_count_as_requested():
     keep = torch.tensor([[True], [False], [False], [True]])
     dropping = lambda scores, ctx: Selection(scores.topk(1).indices, keep=keep)  # noqa: E731
