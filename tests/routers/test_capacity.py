@@ -192,6 +192,9 @@ def test_random_second():
     # 4000 draws: a standard deviation of at most .5/√4000 = .008
     torch.testing.assert_close(second, torch.tensor([0.2, 0.5, 1.0]), atol=0.03, rtol=0)
     assert select(scores, context(scores, training=False)).keep is None
+    # the first choice stays though its share, 1/3, is below the threshold
+    equal = torch.full((100, 3), 1 / 3)
+    assert bool(RandomSecond(TopK(3), 2.0)(equal, context(equal)).keep[:, 0].all())
     # at 0.2 a share of .1 is kept every other time
     second = RandomSecond(TopK(2), 0.2)(scores, context(scores)).keep.view(-1, 3, 2)[..., 1].float().mean(0)
     torch.testing.assert_close(second, torch.tensor([0.5, 1.0, 1.0]), atol=0.03, rtol=0)

@@ -139,6 +139,9 @@ def test_devices():
     gates = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.3, 0.2, 0.3, 0.2]])
     found = losses_of(gates, to([[0, 1], [0, 2]]), DeviceLoss(1.0, 4, 2), CommunicationLoss(1.0, 4, 2, 2))
     assert found == {"device": pytest.approx(1.1), "communication": pytest.approx(0.8)}
+    # K = 3, M = 2, ids {0, 1, 2} and {0, 1, 3}: both reach both devices, f'' = 2/(2 · 2) · (2, 2) = (1, 1): 1
+    found = losses_of(gates, to([[0, 1, 2], [0, 1, 3]]), CommunicationLoss(1.0, 4, 2, 2))
+    assert found == {"communication": pytest.approx(1.0)}
     one_each = losses_of(gates, to([[0, 1], [0, 2]]), DeviceLoss(1.0, 4, 4), SwitchLoss(1.0))
     assert one_each["device"] == pytest.approx(one_each["switch"])
 

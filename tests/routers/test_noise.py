@@ -80,6 +80,14 @@ def test_noisy_topk_learns_its_noise_from_the_load_loss():
     torch.testing.assert_close(routing.to_dense().sum(1), torch.ones(64))
 
 
+def test_importance_reads_clean_logits():
+    torch.manual_seed(0)
+    router, x = gatelab.create_router("v-moe", 4, E, noise=100.0, importance_coefficient=1.0), torch.randn(64, 4)
+    quiet = gatelab.create_router("v-moe", 4, E, noise=0.0, importance_coefficient=1.0)
+    quiet.load_state_dict(router.state_dict())
+    torch.testing.assert_close(router(x).losses["importance"], quiet(x).losses["importance"])
+
+
 def test_flops_count_the_noise_in_training_alone():
     router = gatelab.create_router("noisy-topk", 16, E)
     assert router.train().flops(3) == 2 * 3 * 16 * E * 2
