@@ -215,3 +215,15 @@ def test_they_are_one_linear_program(name, worse_by):
     assert min(values) >= float(solved.value) * (1 - 1e-6), "below the optimum: the bound is wrong"
     assert values[-1] <= float(solved.value) * (1 + worse_by)
     assert unpriced > 1.05 * values[-1]
+
+
+def test_rows_of_padding_do_not_dilute_the_prices_of_the_assignment():
+    z = torch.randn(3, 12, 4, generator=torch.Generator().manual_seed(12)) + torch.arange(4.0)
+    mask = torch.ones(3, 12)
+    mask[1] = 0
+    prices = [
+        stepped(over_logits("balanced-assignment", 4, 1, group="sequence"), x, token_mask=m)
+        for x, m in ((z, mask), (z[[0, 2]], None))
+    ]
+    torch.testing.assert_close(*prices)
+    assert bool(prices[0].any())
