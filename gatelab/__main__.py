@@ -1,17 +1,19 @@
 """The `gatelab` command."""
 
 import sys
+from importlib.util import find_spec
+
+BENCH = ("click", "rich", "jinja2", "matplotlib")
 
 
 def main() -> None:
     """Run the command line; without the bench's packages say how to get them and exit with 2."""
-    try:
-        from gatelab.bench.cli import run
-    except ModuleNotFoundError as error:
-        if error.name not in ("click", "rich", "jinja2", "matplotlib"):
-            raise
-        print(f"gatelab: {error.name} is missing; pip install 'gatelab[bench]'", file=sys.stderr)
+    missing = [name for name in BENCH if find_spec(name) is None]
+    if missing:
+        print(f"gatelab: {', '.join(missing)} not installed; pip install 'gatelab[bench]'", file=sys.stderr)
         sys.exit(2)
+    from gatelab.bench.cli import run
+
     run()
 
 

@@ -10,7 +10,7 @@ from gatelab.bench.commands.compare import compare
 from gatelab.bench.commands.flops import flops
 from gatelab.bench.commands.list import list_gates
 from gatelab.bench.commands.report import report
-from gatelab.bench.errors import BadInput
+from gatelab.bench.errors import BadInput, CannotWrite, CellFailed
 
 COMMANDS = (list_gates, compare, flops, report)
 
@@ -37,10 +37,10 @@ def run() -> None:
         _fail(error.format_message(), 2)
     except BadInput as error:
         _fail(str(error), 2)
-    except (OSError, RuntimeError) as error:
+    except (CannotWrite, CellFailed) as error:
         _fail(str(error), 1)
     except (KeyboardInterrupt, click.Abort):
-        _fail("stopped", 130)
+        _fail("stopped; nothing finished is lost", 130)
 
 
 def _fail(message: str, status: int) -> None:

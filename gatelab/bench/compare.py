@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -63,13 +64,15 @@ def compare(config: CompareConfig, out: Path, *, text: Path | None = None, on_st
             for name, seed in keys
             if (name, seed) not in cells
         ]
-        for cell in run_cells(jobs, loaded, lambda job, step: on_step(job.router, job.seed, step)):
-            directory.write_cell(cell)
-            cells[cell["router"], cell["seed"]] = cell
-            on_step(cell["router"], cell["seed"], config.steps)
-            directory.write_results(results | {"cells": [cells[key] for key in keys if key in cells]})
-        results["cells"] = [cells[key] for key in keys]
+        results["cells"] = list(cells.values())
         directory.write_results(results)
+        with contextlib.closing(run_cells(jobs, loaded, lambda job, step: on_step(job.router, job.seed, step))) as new:
+            for cell in new:
+                directory.write_cell(cell)
+                on_step(cell["router"], cell["seed"], config.steps)
+                cells[cell["router"], cell["seed"]] = cell
+                results["cells"] = [cells[key] for key in keys if key in cells]
+                directory.write_results(results)
     return results
 
 
@@ -93,7 +96,7 @@ def _config(config: CompareConfig, text: Text) -> dict[str, Any]:
 
 def _identity(config: CompareConfig, described: dict[str, Any]) -> dict[str, Any]:
     """All that a cell's result depends on, the code of a gate in a file included."""
-    sources = {name: Path(name.rpartition(":")[0]) for name in config.routers if ".py:" in name}
+    sources = {name: Path(name.rpartition(":")[0]).expanduser() for name in config.routers if ".py:" in name}
     code = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sources.items()}
     versions = {"gatelab": _version(), "torch": torch.__version__}
     return {"routers": list(config.routers), "device": config.device, **described, "code": code, **versions}

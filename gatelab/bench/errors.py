@@ -7,3 +7,7 @@ class BadInput(ValueError):
 
 class CannotWrite(OSError):
     """The run directory does not take a file: full, read-only, in use. The message is one line."""
+
+
+class CellFailed(RuntimeError):
+    """A cell ended without a result, in a worker whose last words are on standard error."""

@@ -37,7 +37,7 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """As `write`; NaN and infinities, which are not JSON, become null."""
-    write(path, lambda file: file.write(json.dumps(_plain(value), indent=1, allow_nan=False).encode() + b"\n"))
+    write(path, lambda file: file.write(json.dumps(plain(value), indent=1, allow_nan=False).encode() + b"\n"))
 
 
 def read_json(path: Path, kind: str, remedy: str) -> dict[str, Any]:
@@ -74,11 +74,12 @@ def remove_temporary(directory: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it."""
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value

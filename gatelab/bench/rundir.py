@@ -41,7 +41,7 @@ def opened(path: Path, config: dict[str, Any], cells: Iterable[tuple[str, int]])
     with contextlib.ExitStack() as held:
         try:
             if run.exists():
-                directory.check_config(files.read_json(run, "run", "pass another --out")["config"], config)
+                directory.check_config(files.read_json(run, "run", "pass another --out"), config)
             directory.check_names()
             path.mkdir(parents=True, exist_ok=True)
             held.enter_context(_locked(path))
@@ -76,7 +76,7 @@ class RunDirectory:
             path = self.path / "cells" / f"{name}.json"
             if path.exists():
                 file = files.read_json(path, "cell", RETRAIN)
-                if not self._signature("cell", key).items() <= file.items():
+                if not self._signature("cell", key).items() <= file.items() or not isinstance(file.get("cell"), dict):
                     raise BadInput(f"{path} belongs to another run; {RETRAIN}")
                 found[key] = file["cell"]
         return found
@@ -114,8 +114,9 @@ class RunDirectory:
                     why = "is no file of this run" if started else "is there, but no run.json"
                     raise BadInput(f"{path} {why}; move it away or pass another --out")
 
-    def check_config(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+    def check_config(self, run: dict[str, Any], new: dict[str, Any]) -> None:
         """Raise BadInput at the first difference."""
+        old = run.get("config", {})
         for name in [*new, *old]:
             if old.get(name) != new.get(name):
                 raise BadInput(

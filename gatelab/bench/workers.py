@@ -14,14 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 from gatelab.bench.cell import Job, run_cell
 from gatelab.bench.checkpoint import Checkpoint
 from gatelab.bench.config import CompareConfig
-from gatelab.bench.errors import BadInput, CannotWrite
+from gatelab.bench.errors import BadInput, CannotWrite, CellFailed
 from gatelab.bench.workloads import Text, load_text
 
 PROCESSES = 2  # each holds about 0.4 GB; the default comparison must fit into 2 GiB
@@ -29,12 +29,12 @@ ERRORS = {error.__name__: error for error in (BadInput, CannotWrite)}
 OnStep = Callable[[Job, int], None]
 
 
-def run_cells(jobs: list[Job], text: Text, on_step: OnStep) -> Iterator[dict[str, Any]]:
+def run_cells(jobs: list[Job], text: Text, on_step: OnStep) -> Generator[dict[str, Any]]:
     """Yield each job's cell as it finishes.
 
     Raises:
         BadInput, CannotWrite: as `run_cell`.
-        RuntimeError: a cell ended in an exception, which is on standard error.
+        CellFailed: a worker ended in another exception, or was killed.
     """
     device = jobs[0].config.device if jobs else "cpu"
     processes = min(PROCESSES, _cores(), len(jobs)) if device == "cpu" else 1
@@ -61,10 +61,8 @@ def _next_cell(messages: queue.SimpleQueue, waiting: Iterator[Job], on_step: OnS
         job = worker.job
         if message is None:
             how = worker.process.wait()
-            raise RuntimeError(
-                f"training {job.router} with seed {job.seed} ended with status {how}"
-                + (", perhaps out of memory" if how == -9 else "; its last words are above")
-            )
+            why = "was killed, perhaps for want of memory" if how < 0 else "failed as shown above"
+            raise CellFailed(f"training {job.router} with seed {job.seed} {why}; finished cells are kept")
         if "error" in message:
             raise ERRORS[message["error"]](message["text"])
         if "cell" in message:

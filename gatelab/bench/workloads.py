@@ -55,8 +55,8 @@ class Text:
 def load_text(path: Path | None, sequence_length: int) -> Text:
     """The Python standard library's own sources, a file, or every text file below a directory.
 
-    Of a directory one file in ten is held out (by a checksum of its path, so that a file keeps its side when others
-    come and go), of a single file the last tenth.
+    Of a directory one file in ten is held out (those whose paths have the smallest checksums), of a single file the
+    last tenth.
 
     Raises:
         BadInput: missing, empty, too large, or shorter than a sequence on either side.
@@ -65,17 +65,13 @@ def load_text(path: Path | None, sequence_length: int) -> Text:
         if path is None:
             path = Path(sysconfig.get_paths()["stdlib"])
             files = [f for f in sorted(path.rglob("*.py")) if not SKIPPED & set(f.relative_to(path).parts)]
-            train, validation = _split(path, files)
             source = f"the standard library of Python {platform.python_version()} ({len(files)} files)"
         elif path.is_dir():
             files = [f for f in sorted(path.rglob("*")) if f.is_file() and not _hidden(f.relative_to(path))]
-            train, validation = _split(path, files)
             source = f"{path.resolve().name} ({len(files)} files)"
         else:
-            data = _bytes_of([path])
-            cut = len(data) - len(data) // HELD_OUT
-            train, validation = data[:cut], data[cut:]
-            source = path.name
+            files, source = [path], path.name
+        train, validation = _split(path, files)
     except OSError as error:
         raise BadInput(f"--text {path} cannot be read: {error.strerror}; pass a text file or a directory") from None
     if not train and not validation:
@@ -94,10 +90,13 @@ def _hidden(path: Path) -> bool:
 
 
 def _split(root: Path, files: list[Path]) -> tuple[bytes, bytes]:
-    held_out = [zlib.crc32(f.relative_to(root).as_posix().encode()) % HELD_OUT == 0 for f in files]
-    train = _bytes_of(f for f, held in zip(files, held_out, strict=True) if not held)
-    validation = _bytes_of(f for f, held in zip(files, held_out, strict=True) if held)
-    return train, validation
+    if len(files) == 1:
+        data = _bytes_of(files)
+        cut = len(data) - len(data) // HELD_OUT
+        return data[:cut], data[cut:]
+    by_checksum = sorted(files, key=lambda file: zlib.crc32(file.relative_to(root).as_posix().encode()))
+    held_out = set(by_checksum[: -(-len(files) // HELD_OUT)])
+    return _bytes_of(f for f in files if f not in held_out), _bytes_of(f for f in files if f in held_out)
 
 
 def _bytes_of(files: Iterable[Path]) -> bytes:

@@ -1,13 +1,11 @@
 import json
 
 import pytest
-from tiny import tiny, write_text
+from tiny import figures, quiet, tiny, write_text
 
 from gatelab.bench import workers
 from gatelab.bench.compare import compare
 from gatelab.bench.config import DEFAULT_ROUTERS
-
-VARYING = {"train_seconds", "tokens_per_second", "gate_seconds_per_step"}
 
 
 @pytest.fixture
@@ -19,15 +17,6 @@ def text(tmp_path):
 def one_process(monkeypatch):
     """Starting a process costs more than such a run."""
     monkeypatch.setattr(workers, "PROCESSES", 1)
-
-
-def quiet(router, seed, step):
-    pass
-
-
-def figures(results):
-    """The cells without the clock."""
-    return [{name: value for name, value in cell.items() if name not in VARYING} for cell in results["cells"]]
 
 
 def test_default_routers_all_finish_and_results_json_holds_what_is_returned(tmp_path, text):

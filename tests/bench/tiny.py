@@ -32,3 +32,16 @@ def write_text(path: Path) -> Path:
     """Words that repeat, so that a few steps learn something."""
     path.write_text("def gate(tokens, experts):\n    return experts[tokens]\n" * 200)
     return path
+
+
+# What the clock says, and nothing else, differs between two runs.
+CLOCK = {"train_seconds", "tokens_per_second", "gate_seconds_per_step"}
+
+
+def figures(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells without the clock."""
+    return [{name: value for name, value in cell.items() if name not in CLOCK} for cell in results["cells"]]
+
+
+def quiet(router: str, seed: int, step: int) -> None:
+    """Nobody watches."""

@@ -10,6 +10,7 @@ import click
 from gatelab.bench.commands.output import json_option, print_json, progress
 from gatelab.bench.compare import compare as run_comparison
 from gatelab.bench.config import CompareConfig, flag
+from gatelab.bench.errors import CannotWrite
 
 
 def _size(name: str, help: str) -> Any:
@@ -54,11 +55,14 @@ def compare(routers: str, text: Path | None, out: Path, seed: int, as_json: bool
         page = _report(results, out)
     if as_json:
         print_json(results)
-    elif page:
+    else:
         print(page)
 
 
-def _report(results: dict[str, Any], out: Path) -> Path | None:
+def _report(results: dict[str, Any], out: Path) -> Path:
     from gatelab.bench.report import write_report
 
-    return write_report(results, out)
+    try:
+        return write_report(results, out)
+    except OSError as error:
+        raise CannotWrite(f"cannot write the report: {error}; `gatelab report {out}` makes it again") from error

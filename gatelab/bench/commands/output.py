@@ -12,11 +12,13 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gatelab.bench.files import plain
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
+    print(json.dumps(plain(value), indent=1, allow_nan=False))
 
 
 @contextlib.contextmanager
