@@ -9,7 +9,7 @@ from gatelab.bench.report import tables
 from gatelab.bench.report.run import Run
 from gatelab.bench.report.summary import ranking, summarise
 
-TWO_SEEDS = "2 seeds: intervals are wide"
+TWO_SEEDS = "Only 2 seeds: the intervals rest on"
 
 
 def run_of(scores: dict[str, list[float]], **changes) -> Run:
@@ -58,12 +58,22 @@ def test_a_baseline_that_wins_is_said():
     assert any(w.startswith("dense, a baseline, is clearly better") for w in summarise(run).warnings)
 
 
-@pytest.mark.parametrize(("seeds", "said"), [(1, "1 seed: no interval can be given"), (2, TWO_SEEDS), (3, None)])
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [(1, "Only 1 seed: no interval can be given."), (2, f"{TWO_SEEDS} 1 degree of freedom"), (3, None)],
+)
 def test_few_seeds_are_said(seeds, said):
     few = [
-        w for w in summarise(run_of({"topk-softmax": [2.5] * seeds, "random": [2.9] * seeds})).warnings if "seed" in w
+        w for w in summarise(run_of({"topk-softmax": [2.5] * seeds, "random": [2.9] * seeds})).warnings if "Only" in w
     ]
     assert [w.startswith(said) for w in few] == ([True] if said else [])
+
+
+def test_noise_is_said():
+    # differences −0.10 and −0.12: σ = 0.01 (test_report_paired.py), and 12.7 times that cannot be told from none
+    said = finding(run_of({"topk-softmax": [2.40, 2.41], "random": [2.50, 2.53]}), "Noise")
+    assert said.startswith("One cell scatters by 0.010 bits per byte")
+    assert said.endswith("(1 degree of freedom), so with 2 seeds a difference below 0.127 is not told from none.")
 
 
 def test_leaky_figure_is_never_ranked():

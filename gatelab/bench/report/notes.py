@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 
 from gatelab.bench.report.paired import SAME_WITHIN
-from gatelab.bench.report.run import Run
-from gatelab.bench.report.summary import SCORE
+from gatelab.bench.report.run import SCORE, Run
 from gatelab.bench.report.words import ABSENT, number, quantity
 
-QUALITY = (
-    "Bits per byte on held-out text, lower is better, mean over seeds. The columns “minus …” are differences seed by "
-    "seed with their 95 % interval (Student's t), each on its own: better and worse mean that it excludes zero, same "
-    f"that it lies within ±{SAME_WITHIN:g}, open that these seeds do not tell."
+INTERVALS = (
+    "the difference seed by seed with its 95 % interval. The noise in it is what router and seed leave unexplained in "
+    "all cells together, so all routers are taken to be equally noisy; each interval stands alone. Better and worse "
+    f"mean that it excludes zero, same that it lies within ±{SAME_WITHIN:g}, open that these seeds do not tell."
 )
+QUALITY = f"Bits per byte on held-out text, lower is better, mean over seeds; “minus …” is {INTERVALS}"
 BALANCE = (
     "Over the last quarter of training, mean over seeds, each figure of the layer where it is worst; dead experts are "
     "summed over layers. MaxVio is how far the busiest expert is over the mean load in a batch (0 = even), “summed” "
@@ -29,15 +29,10 @@ GUARANTEES = (
     "depends on no later one. Token-wise: on that token alone. Max load: the bound on any expert's share."
 )
 FALLBACK = (
-    "A gate that looks at later positions cannot generate text as it was trained, and its own figure is too low. It is "
-    "scored the way it could be used:"
+    "A gate that looks at later positions cannot generate text as it was trained, and its own figure has seen what it "
+    "should predict. It is scored the way it could be used:"
 )
-
-PAIR_QUALITY = (
-    "Bits per byte on held-out text, over the seeds that both runs finished, and the difference seed by seed with its "
-    "95 % interval. Better and worse mean that it excludes zero, same that it lies within "
-    f"±{SAME_WITHIN:g}, open that these seeds do not tell."
-)
+PAIR_QUALITY = f"Bits per byte on held-out text, over the seeds that both runs finished, and {INTERVALS}"
 PAIR_BALANCE = "MaxVio over the last quarter of training, of the layer where it is worst; 0 = even."
 PAIR_COST = "Gate time is the forward of all gates in one training step."
 

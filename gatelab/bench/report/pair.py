@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from gatelab.bench.report.paired import Difference, paired_difference
-from gatelab.bench.report.run import Run, mean
-from gatelab.bench.report.summary import SCORE, worst_layer
+from gatelab.bench.report.paired import Difference, Noise, estimate_noise, paired_difference
+from gatelab.bench.report.run import SCORE, Run, mean
+from gatelab.bench.report.summary import worst_layer
 from gatelab.bench.report.tables import Cell, Table, figure
 from gatelab.bench.report.words import ABSENT, VERDICTS, cell_list, interval, listing, quantity
 
@@ -27,9 +28,20 @@ class Pair:
         """Routers of both runs."""
         return [name for name in self.a.routers if name in self.b.routers]
 
+    @cached_property
+    def noise(self) -> Noise:
+        """Of one cell in the pairs of each router. A seed need not be as hard for one router as for another."""
+        return estimate_noise(
+            {
+                (which, name): {(name, seed): figure for seed, figure in run.values(name, SCORE).items()}
+                for which, run in enumerate((self.a, self.b))
+                for name in self.shared
+            }
+        )
+
     def difference(self, router: str) -> Difference | None:
         """Bits per byte in b minus those in a, on the seeds that both finished."""
-        return paired_difference(self.b.values(router, SCORE), self.a.values(router, SCORE))
+        return paired_difference(self.b.values(router, SCORE), self.a.values(router, SCORE), self.noise)
 
     def means(self, router: str) -> tuple[float, float]:
         """Bits per byte in a and in b, over the seeds that both finished: their distance is the difference's mean."""

@@ -1,9 +1,14 @@
 """Is a difference between two routers more than noise?
 
-Both were trained from the same seeds on the same batches, so what is judged is the mean of the differences seed by
-seed, with its 95 % interval from Student's t: mean ± t · s/√n, n - 1 degrees of freedom. Two seeds make t = 12.7: an
-interval from two seeds is wide because two seeds say little. Each interval stands alone; none is widened for the number
-of comparisons.
+All routers are trained from the same seeds on the same batches, and a seed that is hard for one is hard for all. So a
+figure is taken as router + seed + noise, the noise estimated from what the first two leave over in all cells together
+(the two-way layout of a randomised block experiment), and a difference is judged seed by seed:
+
+    mean ± t · σ · √(2/n)   with n seeds in common, t of Student at 95 %, cells - routers - seeds + 1 degrees of freedom
+
+For two routers this is the paired t-test. With more it assumes that all are equally noisy; in return two seeds of eight
+routers give 7 degrees of freedom (t = 2.4) in place of 1 (t = 12.7). Each interval stands alone: none is widened for
+the number of comparisons.
 """
 
 from __future__ import annotations
@@ -11,13 +16,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean, stdev
-from typing import Literal
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
 
 CONFIDENCE = 0.95
 SAME_WITHIN = 0.01  # bits per byte: differences inside it are of no practical weight (0.7 % of perplexity per byte)
 
 Verdict = Literal["better", "worse", "same", "open"]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviation of one cell around router + seed, and on how many degrees of freedom it rests (0: unknown)."""
+
+    deviation: float
+    degrees_of_freedom: int
+
+    def margin(self, num_seeds: int) -> float:
+        """Half the width of the interval of a difference; infinite where the noise is unknown."""
+        if self.degrees_of_freedom == 0:
+            return math.inf
+        from scipy.special import stdtrit
+
+        quantile = float(stdtrit(self.degrees_of_freedom, (1 + CONFIDENCE) / 2))
+        return quantile * self.deviation * math.sqrt(2 / num_seeds)
 
 
 @dataclass(frozen=True)
@@ -27,7 +51,7 @@ class Difference:
     Attributes:
         by_seed: the difference of each shared seed.
         mean: over the seeds.
-        margin: half the width of the interval; infinite with a single seed.
+        margin: half the width of the interval; infinite where the noise is unknown.
     """
 
     by_seed: dict[int, float]
@@ -42,18 +66,21 @@ class Difference:
         return "same" if abs(self.mean) + self.margin < SAME_WITHIN else "open"
 
 
-def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Difference | None:
+def estimate_noise(values: Mapping[Any, Mapping[Any, float]]) -> Noise:
+    """From the figures of every router, by seed; seeds may be missing here and there."""
+    routers = [name for name, found in values.items() if found]
+    seeds = list({seed: None for found in values.values() for seed in found})
+    cells = [(routers.index(name), seeds.index(seed), y) for name in routers for seed, y in values[name].items()]
+    if not cells:
+        return Noise(0.0, 0)
+    router, seed, figures = map(np.array, zip(*cells, strict=True))
+    design = np.hstack([np.eye(len(routers))[router], np.eye(len(seeds))[seed]])
+    solution, _, rank, _ = np.linalg.lstsq(design, figures)
+    left_over, degrees_of_freedom = figures - design @ solution, len(cells) - int(rank)
+    return Noise(math.sqrt(left_over @ left_over / max(1, degrees_of_freedom)), degrees_of_freedom)
+
+
+def paired_difference(values: Mapping[int, float], reference: Mapping[int, float], noise: Noise) -> Difference | None:
     """Compare figures given by seed, on the seeds that both have; None where they share none."""
     by_seed = {seed: values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())}
-    if not by_seed:
-        return None
-    differences = list(by_seed.values())
-    n = len(differences)
-    margin = math.inf if n == 1 else _student_t(n - 1) * stdev(differences) / math.sqrt(n)
-    return Difference(by_seed, fmean(differences), margin)
-
-
-def _student_t(degrees_of_freedom: int) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees_of_freedom, (1 + CONFIDENCE) / 2))
+    return Difference(by_seed, fmean(by_seed.values()), noise.margin(len(by_seed))) if by_seed else None

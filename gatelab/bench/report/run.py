@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-SCHEMA = 1
+from gatelab.bench.files import SCHEMA
+from gatelab.bench.report.paired import Noise, estimate_noise
+
+SCORE = "val_bits_per_byte"
 REFERENCE = "topk-softmax"
 
 
@@ -54,7 +58,7 @@ class Run:
     def diverged(self) -> dict[str, list[int]]:
         """Seeds that finished without a finite validation figure."""
         seeds = {name: [c["seed"] for c in self.cells(name)] for name in self.routers}
-        lost = {n: [s for s in found if s not in self.values(n, "val_bits_per_byte")] for n, found in seeds.items()}
+        lost = {n: [s for s in found if s not in self.values(n, SCORE)] for n, found in seeds.items()}
         return {name: found for name, found in lost.items() if found}
 
     def cells(self, router: str) -> list[dict[str, Any]]:
@@ -65,6 +69,11 @@ class Run:
         """A figure of the cells, by seed."""
         figures = {cell["seed"]: as_float(cell.get(field)) for cell in self.cells(router)}
         return {seed: figure for seed, figure in figures.items() if math.isfinite(figure)}
+
+    @cached_property
+    def noise(self) -> Noise:
+        """Of the bits per byte of one cell."""
+        return estimate_noise({name: self.values(name, SCORE) for name in self.routers})
 
     def mean(self, router: str, field: str) -> float:
         """NaN where no seed has the figure."""

@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass, field
 
 from gatelab.bench.report.paired import SAME_WITHIN, Difference, paired_difference
-from gatelab.bench.report.run import Run
+from gatelab.bench.report.run import SCORE, Run
 from gatelab.bench.report.words import cell_list, count, interval, listing, number, percent, quantity, size
 
-SCORE = "val_bits_per_byte"
 FAIR = (
     "Expert width is set so that gate and experts together cost every router the same active FLOPs; for one seed the "
     "batches and every tensor outside gate and experts start the same. Differences are taken seed by seed, with 95 % "
@@ -29,13 +28,13 @@ class Summary:
 
 def summarise(run: Run) -> Summary:
     order = ranking(run)
-    findings = [*_quality(run, order), *_balance(run), *_cost(run), ("Fair because", FAIR)]
+    findings = [*_quality(run, order), *_noise(run), *_balance(run), *_cost(run), ("Fair because", FAIR)]
     return Summary(_headline(run, order), setting(run), findings, _warnings(run))
 
 
 def difference(run: Run, router: str, other: str) -> Difference | None:
     """Bits per byte of `router` minus those of `other`, seed by seed."""
-    return paired_difference(run.values(router, SCORE), run.values(other, SCORE))
+    return paired_difference(run.values(router, SCORE), run.values(other, SCORE), run.noise)
 
 
 def ranking(run: Run) -> list[str]:
@@ -85,6 +84,20 @@ def _quality(run: Run, order: list[str]) -> list[tuple[str, str]]:
     others = dict.fromkeys(name for name in (run.reference, "random", "dense") if name in run.routers)
     found = {other: _against(run, [name for name in order if name != other], other) for other in others}
     return [(f"Against {other}", text) for other, text in found.items() if text]
+
+
+def _noise(run: Run) -> list[tuple[str, str]]:
+    if run.noise.degrees_of_freedom == 0:
+        return []
+    n, freedom = len(run.seeds), run.noise.degrees_of_freedom
+    return [
+        (
+            "Noise",
+            f"One cell scatters by {number(run.noise.deviation)} bits per byte around what its router and its seed "
+            f"explain ({count(freedom, 'degree')} of freedom), so with {count(n, 'seed')} a difference below "
+            f"{number(run.noise.margin(n))} is not told from none.",
+        )
+    ]
 
 
 def _against(run: Run, names: list[str], other: str) -> str:
@@ -162,11 +175,18 @@ def _warnings(run: Run) -> list[str]:
     found += _beaten(run)
     if len(run.seeds) < 3:
         found.append(
-            f"{count(len(run.seeds), 'seed')}: "
-            + ("no interval can be given." if len(run.seeds) == 1 else "intervals are wide, and rightly so.")
-            + " Run more before deciding on a small difference."
+            f"Only {count(len(run.seeds), 'seed')}: {_few_seeds(run)} Run more before trusting a small difference."
         )
     return found
+
+
+def _few_seeds(run: Run) -> str:
+    if run.noise.degrees_of_freedom == 0:
+        return "no interval can be given."
+    return (
+        f"the intervals rest on {count(run.noise.degrees_of_freedom, 'degree')} of freedom from all routers together, "
+        "taken to be equally noisy."
+    )
 
 
 def _against_random(run: Run) -> list[str]:

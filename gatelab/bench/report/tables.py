@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from gatelab.bench.report.run import Run, as_float
-from gatelab.bench.report.summary import SCORE, difference, router_share, worst_layer
+from gatelab.bench.report.run import SCORE, Run, as_float
+from gatelab.bench.report.summary import difference, router_share, worst_layer
 from gatelab.bench.report.words import ABSENT, VERDICTS, interval, number, percent, quantity
 
 LAYER_METRICS = ("max_violation", "max_violation_global", "coefficient_of_variation", "load_entropy", "drop_rate")

@@ -38,5 +38,6 @@ def _overall(run: Run) -> tuple[Drawing | None, ...]:
         "training",
         "Training loss",
         "Bits per byte on the training batches, mean over seeds. For a gate that sees later bytes it is leaky.",
+        unseen=0.1,
     )
     return quality(run), distance(run), violation, training, load_by_gate(run), flops(run), gate_time(run)

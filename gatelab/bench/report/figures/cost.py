@@ -53,9 +53,17 @@ def gate_time(run: Run) -> Drawing | None:
         points = [1e3 * seconds for seconds in run.values(name, field).values()]
         axes.barh(row, 1e3 * run.mean(name, field), color=colour[name], alpha=0.55, height=0.6)
         axes.plot(points, [row] * len(points), "o", color=INK, markerfacecolor=PAPER, markersize=4, markeredgewidth=0.8)
+        axes.annotate(
+            quantity(run.mean(name, field), "s"),
+            (max(points), row),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
     name_rows(axes, names)
     plain_ticks(axes)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.25 * max(1e3 * seconds for name in names for seconds in run.values(name, field).values()) or 1)
     axes.grid(axis="x", color=FAINT, linewidth=0.3, alpha=0.5)
     axes.set_xlabel("gate time, ms per step")
     said = ", ".join(f"{name} {quantity(run.mean(name, field), 's')}" for name in names)

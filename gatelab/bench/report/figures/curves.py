@@ -10,15 +10,25 @@ from gatelab.bench.report.figures.style import FAINT, Drawing, colours, new_figu
 from gatelab.bench.report.run import Run, as_float
 from gatelab.bench.report.words import number
 
+MOST_POINTS = 60  # batches are noisy: a point is the mean of several
 
-def curves(run: Run, field: str, name: str, title: str, caption: str) -> Drawing | None:
-    """A figure of the training history: each router in colour before all the others in grey, mean over seeds."""
+
+def curves(run: Run, field: str, name: str, title: str, caption: str, *, unseen: float = 0.0) -> Drawing | None:
+    """A figure of the training history: each router in colour before all the others in grey, mean over seeds.
+
+    Args:
+        run: where from.
+        field: of `history`.
+        name: of the file.
+        title: of the figure.
+        caption: under it.
+        unseen: share of the first steps that may leave the panel, where they are far off the rest.
+    """
     series = {router: found for router in run.routers if (found := _history(run, router, field)) is not None}
     if not series:
         return None
     figure, colour = new_figure(0.35 + 1.05 * math.ceil(len(series) / 2)), colours(run)
-    # The first steps are far off the rest: they may leave the panel.
-    settled = [values[len(values) // 10 :] for _, values in series.values()]
+    settled = [values[int(unseen * len(values)) :] for _, values in series.values()]
     top = np.nanmax([np.nanmax(values) for values in settled])
     bottom = np.nanmin([np.nanmin(values) for values in settled])
     for axes, router in zip(panels(figure, len(series)), series, strict=True):
@@ -42,4 +52,4 @@ def _history(run: Run, router: str, field: str) -> tuple[np.ndarray, np.ndarray]
     values = np.array([[as_float(v) for v in history[field][:length]] for history in histories]).mean(0)
     if not np.isfinite(values).any():
         return None
-    return thin(np.array(histories[0]["step"][:length], dtype=float)), thin(values)
+    return thin(np.array(histories[0]["step"][:length], dtype=float), MOST_POINTS), thin(values, MOST_POINTS)

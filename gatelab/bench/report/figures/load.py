@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST_COLUMNS = 120
 SPREAD = 2.0  # colours reach from 2^-2 to 2^2 times the mean load
 
 
@@ -74,7 +75,7 @@ def _worst(layers: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _heat_map(axes: Axes, layer: dict[str, Any]) -> None:
-    load = thin(np.array(layer["load"], dtype=float)).T
+    load = thin(np.array(layer["load"], dtype=float), MOST_COLUMNS).T
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.log2(load / load.mean(0))
     first, last = layer["load_steps"][0], layer["load_steps"][-1]

@@ -6,8 +6,8 @@ import math
 
 from gatelab.bench.report.figures.style import FAINT, INK, PAPER, Drawing, colours, name_rows, new_figure, plain_ticks
 from gatelab.bench.report.paired import SAME_WITHIN
-from gatelab.bench.report.run import Run
-from gatelab.bench.report.summary import SCORE, difference
+from gatelab.bench.report.run import SCORE, Run
+from gatelab.bench.report.summary import difference
 from gatelab.bench.report.words import count, interval, number
 
 LEAKY = "as_trained_bits_per_byte"
@@ -44,7 +44,9 @@ def quality(run: Run) -> Drawing | None:
     return Drawing(
         "quality",
         "Validation bits per byte",
-        "One circle per seed, a bar at the mean. Leaky: scored while seeing later bytes; not ranked, off the scale.",
+        "One circle per seed, a bar at the mean. Leaky: scored while seeing later bytes, not ranked."
+        if any(run.values(name, LEAKY) for name in names)
+        else "One circle per seed, a bar at the mean.",
         f"Dot plot of mean validation bits per byte, lowest first: {said}.",
         figure,
     )
@@ -57,32 +59,33 @@ def distance(run: Run) -> Drawing | None:
     if not found:
         return None
     names = sorted(found, key=lambda name: found[name].mean)
-    reach = 1.6 * max(abs(v) for d in found.values() for v in (*d.by_seed.values(), 1.5 * SAME_WITHIN))
+    points = [v for d in found.values() for v in d.by_seed.values()]
+    left, right = min(*points, -1.5 * SAME_WITHIN), max(*points, 1.5 * SAME_WITHIN)
+    left, right = left - 0.6 * (right - left), right + 0.6 * (right - left)  # a wide interval must not dwarf the points
     figure, colour = new_figure(0.95 + 0.3 * len(names)), colours(run)
     axes = figure.add_subplot()
     axes.axvspan(-SAME_WITHIN, SAME_WITHIN, color=FAINT, alpha=0.18, linewidth=0)
     axes.axvline(0, color=INK, linewidth=0.8)
     for row, name in enumerate(names):
         d = found[name]
-        low, high = max(-reach, d.mean - d.margin), min(reach, d.mean + d.margin)
+        low, high = max(left, d.mean - d.margin), min(right, d.mean + d.margin)
         if math.isfinite(d.margin):
             axes.plot([low, high], [row, row], color=colour[name])
-        cut = [end for end in (low, high) if abs(end) == reach and math.isfinite(d.margin)]
-        for end in cut:
-            axes.plot(end, row, "<" if end < 0 else ">", color=colour[name], markersize=6, clip_on=False)
-        points = list(d.by_seed.values())
-        axes.plot(points, [row] * len(points), "o", color=colour[name], markerfacecolor=PAPER, markersize=5)
+            for end in {low, high} & {left, right}:
+                axes.plot(end, row, "<" if end == left else ">", color=colour[name], markersize=6, clip_on=False)
+        seeds = list(d.by_seed.values())
+        axes.plot(seeds, [row] * len(seeds), "o", color=colour[name], markerfacecolor=PAPER, markersize=5)
         axes.plot(d.mean, row, "|", color=colour[name], markersize=14, markeredgewidth=2)
     name_rows(axes, names)
     plain_ticks(axes)
-    axes.set_xlim(-reach, reach)
+    axes.set_xlim(left, right)
     axes.set_xlabel(f"bits per byte minus {reference} (left is better)")
     said = "; ".join(f"{name} {interval(found[name])}" for name in names)
     return Drawing(
         "difference",
         f"Difference from {reference}",
         f"Paired by seed ({count(len(run.seeds), 'seed')}): circles are seeds, lines 95 % intervals (an arrowhead: it "
-        f"goes on), the grey band ±{SAME_WITHIN:g}. A line that crosses zero is not a difference.",
+        f"goes on), the grey band ±{SAME_WITHIN:g}. Where a line crosses zero these seeds do not tell the two apart.",
         f"Paired differences in bits per byte from {reference}: {said}.",
         figure,
     )

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 WIDTH = 4.6  # inches: a phone shows it at four fifths of its size, letters of 9 pt stay legible
 INK, PAPER, FAINT = "#1f2328", "#fffffe", "#8b949e"  # INK and PAPER are replaced when a figure is put in the page
-MOST_POINTS = 120  # more steps are averaged: a figure has no more columns to show
 
 # Okabe and Ito's palette, told apart by every kind of colour vision; baselines are grey, so that colour means learned.
 LEARNED = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -122,7 +121,7 @@ def panels(figure: FigureBase, wanted: int, columns: int = 2) -> list[Axes]:
     return list(grid[:wanted])
 
 
-def thin(values: np.ndarray) -> np.ndarray:
-    """Means of at most MOST_POINTS runs of neighbours along the first axis."""
-    parts = np.array_split(values, min(len(values), MOST_POINTS))
-    return np.array([part.mean(0) for part in parts])
+def thin(values: np.ndarray, most: int) -> np.ndarray:
+    """Means of runs of neighbours along the first axis, at most `most` of them: a figure shows no more columns."""
+    length = -(-len(values) // most)
+    return np.array([values[start : start + length].mean(0) for start in range(0, len(values), length)])
