@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+from datetime import timedelta
 
 import pytest
 import torch
@@ -205,9 +206,13 @@ def test_devices_must_hold_equally_many_experts():
 
 
 def _rank(rank: int, path: str, found) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    minute = timedelta(minutes=1)
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2, timeout=minute)
     mine = GATES[[0, 3]] if rank == 0 else GATES[[1, 2]]
     router = router_of(mine, TopK(1), SwitchLoss(1.0), SwitchLoss(1.0, scope="global-batch"))
+    if rank == 0:  # evaluation on one rank waits for nobody
+        assert float(router.eval()(torch.zeros(1, 2, 2)).losses["switch-global-batch"]) == pytest.approx(1.95)
+        router.train()
     found[rank] = {name: float(loss) for name, loss in router(torch.zeros(1, 2, 2)).losses.items()}
     dist.destroy_process_group()
 

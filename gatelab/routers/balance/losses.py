@@ -27,19 +27,21 @@ class SwitchLoss(Balance):
         scope: over which tokens f and P are taken. `micro-batch`; `sequence`, the mean of one loss per sequence
             (DeepSeek's seq_aux; DeepSeek-V3, §2.1.2, equations 17-20); `global-batch`, f summed over all ranks and P of
             this rank (Qwen3), so that the mean of the ranks' gradients is that of the whole batch's loss as long as the
-            ranks hold equally many tokens.
-        group: the ranks of `global-batch`; default all.
+            ranks hold equally many tokens. In evaluation a rank counts by itself, since it may run alone.
+        process_group: the ranks of `global-batch`; default all. A gate that holds one cannot be copied or pickled.
 
     Source: Switch Transformers, arXiv 2101.03961, §2.2, equations 4-6 (there K = 1); global batch: arXiv 2501.11873.
     """
 
-    def __init__(self, coefficient: float, scope: Scope = "micro-batch", group: ProcessGroup | None = None) -> None:
+    def __init__(
+        self, coefficient: float, scope: Scope = "micro-batch", process_group: ProcessGroup | None = None
+    ) -> None:
         super().__init__()
         check_scope(scope)
-        self.coefficient, self.scope, self.group = coefficient, scope, group
+        self.coefficient, self.scope, self.process_group = coefficient, scope, process_group
 
     def losses(self, ctx: Context) -> dict[str, Tensor]:
-        load_GE, mean_GE = load_and_probability(ctx, self.scope, self.group)
+        load_GE, mean_GE = load_and_probability(ctx, self.scope, self.process_group)
         loss_G = ctx.num_experts * (load_GE * mean_GE).sum(1)
         name = "switch" if self.scope == "micro-batch" else f"switch-{self.scope}"
         return {name: self.coefficient * mean_over_sequences(loss_G, ctx)}

@@ -21,13 +21,13 @@ def check_scope(scope: str) -> None:
         raise ValueError(f"scope={scope!r} is unknown; choose one of {', '.join(get_args(Scope))}")
 
 
-def load_and_probability(ctx: Context, scope: str, group: ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
+def load_and_probability(ctx: Context, scope: str, process_group: ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
     """What a balance loss multiplies, row by row.
 
     Args:
         ctx: a forward whose selection is made.
         scope: `micro-batch` and `global-batch` give one row (G = 1), `sequence` one per sequence (G = B).
-        group: the ranks of `global-batch`; None = all ranks, and this one alone where nothing is distributed.
+        process_group: the ranks of `global-batch`; None = all ranks, and this one alone where nothing is distributed.
 
     Returns:
         f (G, E), each expert's share of all requested assignments, and P (G, E), its mean probability over real
@@ -46,8 +46,8 @@ def load_and_probability(ctx: Context, scope: str, group: ProcessGroup | None = 
     else:
         load_GE = ctx.requested[None].to(ctx.probabilities.dtype)
         mean_GE = ctx.mean(ctx.probabilities)[None]
-        if scope == "global-batch":
-            load_GE = summed_over_ranks(load_GE, group)
+        if scope == "global-batch" and ctx.training:  # in evaluation the other ranks may not be there to answer
+            load_GE = summed_over_ranks(load_GE, process_group)
     return load_GE / load_GE.sum(1, keepdim=True).clamp(min=1), mean_GE
 
 
@@ -66,12 +66,12 @@ def counts(ids_GN: Tensor, num_bins: int) -> Tensor:
     return found.scatter_add(1, bins_GN, torch.ones_like(bins_GN, dtype=found.dtype))[:, :num_bins]
 
 
-def summed_over_ranks(load: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The sum over the ranks of `group`, or `load` itself where nothing is distributed."""
+def summed_over_ranks(load: Tensor, process_group: ProcessGroup | None) -> Tensor:
+    """The sum over the ranks of `process_group`, or `load` itself where nothing is distributed."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
         return load
     load = load.clone()
-    dist.all_reduce(load, group=group)
+    dist.all_reduce(load, group=process_group)
     return load

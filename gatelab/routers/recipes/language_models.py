@@ -94,19 +94,19 @@ def qwen3(
     top_k: int = 8,
     *,
     switch_coefficient: float = 0.001,
-    group: "ProcessGroup | None" = None,
+    process_group: "ProcessGroup | None" = None,
 ) -> Router:
     """8 of 128 experts, renormalised, balanced over the global batch: a domain may use few experts, the batch all.
 
-    `group` are the ranks whose loads are summed; default all. Micro-batches of one rank are not summed, so that no
-    forward depends on an earlier one. Coefficient of the released configuration.
+    `process_group` are the ranks whose loads are summed; default all. Micro-batches of one rank are not summed, so
+    that no forward depends on an earlier one. Coefficient of the released configuration.
     Prefer its loss to the micro-batch's when micro-batches are small or hold one domain each.
     """
     return Router(
         score=LinearScore(hidden_size, num_experts),
         select=TopK(top_k),
         weight=Renormalize(),
-        balance=[SwitchLoss(switch_coefficient, "global-batch", group)],
+        balance=[SwitchLoss(switch_coefficient, "global-batch", process_group)],
     )
 
 
@@ -162,7 +162,7 @@ def minimax_01(
     *,
     capacity_factor: float | None = None,
     switch_coefficient: float = 0.01,
-    group: "ProcessGroup | None" = None,
+    process_group: "ProcessGroup | None" = None,
 ) -> Router:
     """2 of 32 experts with a "global router": the load is evened out over all expert-parallel ranks.
 
@@ -173,7 +173,7 @@ def minimax_01(
         score=LinearScore(hidden_size, num_experts),
         select=Capacity(TopK(top_k), capacity_factor),
         weight=Renormalize(),
-        balance=[SwitchLoss(switch_coefficient, "global-batch", group)],
+        balance=[SwitchLoss(switch_coefficient, "global-batch", process_group)],
     )
 
 

@@ -57,7 +57,7 @@ def grin(
     *,
     eps: float = 0.01,
     switch_coefficient: float = 0.01,
-    group: "ProcessGroup | None" = None,
+    process_group: "ProcessGroup | None" = None,
 ) -> Router:
     """SparseMixer-v2: the gate learns from the choice it made, not only from the weight it gave.
 
@@ -70,5 +70,5 @@ def grin(
         score=LinearScore(hidden_size, num_experts),
         select=SparseMixer(top_k, eps),
         select_on="logits",
-        balance=[SwitchLoss(switch_coefficient, "global-batch", group)],
+        balance=[SwitchLoss(switch_coefficient, "global-batch", process_group)],
     )
