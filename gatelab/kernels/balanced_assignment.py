@@ -1,31 +1,10 @@
 """Exact balanced assignment of tokens to experts."""
 
-from typing import NamedTuple
-
-import numpy as np
 import torch
 from torch import Tensor
 
+from gatelab.kernels.assignment import Assignment, Bounds
 from gatelab.kernels.backend import implementation
-from gatelab.kernels.transportation import Bounds
-
-
-class Assignment(NamedTuple):
-    """An optimal assignment with its proof; T tokens, E experts, k experts per token.
-
-    Attributes:
-        expert_ids: (T, k) int64: each token's experts, the best `score − price` first; −1 in masked rows.
-        prices: (E,) float64, mean 0: the dual prices. Each token's experts are a top-k set of `scores − prices`.
-        value: () float64, the sum of the chosen scores, forbidden pairs left out.
-        gap: () float64, the total violation of the optimality conditions: 0, or the call would have raised.
-        num_forbidden: () int64, how many chosen pairs have the score −inf: as few as the bounds allow.
-    """
-
-    expert_ids: Tensor
-    prices: Tensor
-    value: Tensor
-    gap: Tensor
-    num_forbidden: Tensor
 
 
 def balanced_assignment(
@@ -43,9 +22,10 @@ def balanced_assignment(
     transportation problem and certified inside the call. Not differentiable; `scores` is not changed. The problem is
     solved on the CPU whatever the device.
 
-    Scores are rounded to multiples of u = 2^(exponent of max|s| − 49 + ceil log2 E) (coarser by the factor 16·E at
-    most if there are −inf), and the answer is exact on that grid: `value` is within k·T·u of the optimum, and equal
-    to it where the scores are on the grid, e.g. float32 scores no smaller than 2^(ceil log2 E − 25) of the largest.
+    Scores are rounded to multiples of u = 2^(exponent of max|s| − 49 + ceil log2 E), and the answer is exact on that
+    grid: `value` is within k·T·u of the optimum, and equal to it where the scores lie on the grid, as float32 scores
+    do that are no smaller than 2^(ceil log2 E − 25) of the largest. Where there are −inf, u is 4·E to 16·E times
+    coarser.
 
     Args:
         scores: (T, E), any float dtype and device; −inf marks a forbidden pair.
@@ -72,14 +52,12 @@ def balanced_assignment(
     if token_mask is not None and token_mask.shape != (T,):
         raise ValueError(f"token_mask has shape {tuple(token_mask.shape)}; pass ({T},), True for real tokens")
     lower, upper = capacity if isinstance(capacity, tuple) else (None, capacity)
-    if isinstance(lower, int):
-        lower = torch.tensor(lower)
-    if isinstance(upper, int):
-        upper = torch.tensor(upper)
+    lower, upper = (torch.tensor(bound) if isinstance(bound, int) else bound for bound in (lower, upper))
     prices = None if prices is None else prices.detach()
     return Assignment(*_assigned(scores.detach(), lower, upper, k, prices, token_mask, strict))
 
 
+# Opaque to the compiler: its shapes are known, the solver behind it is not torch.
 @torch.library.custom_op("gatelab::balanced_assignment", mutates_args=())
 def _assigned(
     scores: Tensor,
@@ -90,7 +68,7 @@ def _assigned(
     token_mask: Tensor | None,
     strict: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    solve = implementation("balanced_assignment", "cpu")  # the solver runs there whatever the device
+    solve = implementation("balanced_assignment", "cpu")  # there it runs, whatever the device
     capacity = upper if lower is None else (lower, upper)
     return tuple(solve(scores, capacity=capacity, k=k, prices=prices, token_mask=token_mask, strict=strict))
 
@@ -98,11 +76,11 @@ def _assigned(
 @_assigned.register_fake
 def _(scores, lower, upper, k, prices, token_mask, strict):
     T, E = scores.shape
-    number = scores.new_empty((), dtype=torch.float64)
+    exact = torch.float32 if scores.device.type == "mps" else torch.float64
     return (
         scores.new_empty((T, k), dtype=torch.int64),
-        scores.new_empty(E, dtype=torch.float64),
-        number,
-        number.clone(),
+        scores.new_empty(E, dtype=exact),
+        scores.new_empty((), dtype=exact),
+        scores.new_empty((), dtype=exact),
         scores.new_empty((), dtype=torch.int64),
     )

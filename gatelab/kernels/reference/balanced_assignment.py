@@ -1,37 +1,127 @@
-"""Temporary: the linear program handed to SciPy."""
+"""Exact balanced assignment in NumPy: reads like the algorithm, and is what runs without numba.
+
+The tokens are collapsed: all that matters between two experts i and j is the cheapest token to move, the one on i and
+not on j with the least q_ti − q_tj (arc i→j). Start from any prices p, every token on its top-k experts of q − p;
+while an expert is over-full, move tokens along a shortest path from over-full to under-full experts. Lowering the
+prices by the distances keeps every arc length q_ti − q_tj − p_i + p_j ≥ 0, which says the same as "every token sits
+on a top-k set of q − p": once the bounds are met, that is the optimum (complementary slackness).
+
+Successive shortest paths with node potentials: Ahuja, Magnanti & Orlin, Network Flows (1993), section 9.7.
+"""
+
+import itertools
 
 import numpy as np
-import torch
-from scipy import sparse
-from scipy.optimize import linprog
 
-from gatelab.kernels.transportation import stated
+from gatelab.kernels.assignment import Assignment, assigned
+from gatelab.kernels.transportation import Problem
 
 
-def balanced_assignment(scores, *, capacity=None, k=1, prices=None, token_mask=None, strict=False):
+def balanced_assignment(scores, *, capacity=None, k=1, prices=None, token_mask=None, strict=False) -> Assignment:
     """See `gatelab.kernels.balanced_assignment`."""
-    rows = torch.ones(len(scores), dtype=torch.bool) if token_mask is None else token_mask.bool().cpu()
-    p = stated(scores.cpu()[rows], capacity, k, prices)
-    T, E = p.scores.shape
-    q = p.grid.round(p.scores)
-    ids = torch.full((len(scores), k), -1)
-    found = np.zeros(E)
-    value = 0.0
-    if T:
-        per_token = sparse.kron(sparse.eye(T), np.ones((1, E)))
-        per_expert = sparse.kron(np.ones((1, T)), sparse.eye(E))
-        best = linprog(
-            -q.ravel(),
-            A_ub=sparse.vstack([per_expert, -per_expert]),
-            b_ub=np.concatenate([p.upper, -p.lower]),
-            A_eq=per_token,
-            b_eq=np.full(T, k),
-            bounds=(0, 1),
-            method="highs-ds",
-        )
-        held = best.x.reshape(T, E).round().astype(bool)
-        found = -(best.ineqlin.marginals[:E] - best.ineqlin.marginals[E:])
-        ids[rows] = torch.from_numpy(np.nonzero(held)[1].reshape(T, k))
-        value = p.scores[held & (p.scores > -np.inf)].sum()
-    numbers = (torch.tensor(float(value)).double(), torch.zeros((), dtype=torch.float64), torch.tensor(0))
-    return tuple(x.to(scores.device) for x in (ids, torch.from_numpy(found), *numbers))
+    return assigned(scores, capacity, k, prices, token_mask, strict, count=_count, solve=_solve, not_top_k=_not_top_k)
+
+
+def _count(problem: Problem, prices: np.ndarray) -> np.ndarray:
+    return _top_k_sets(problem, problem.grid.round(problem.scores), prices).sum(axis=0)
+
+
+def _top_k_sets(problem: Problem, q: np.ndarray, prices: np.ndarray) -> np.ndarray:
+    """Which token sits on which expert (T, E): its top k of q − prices, ties to the tied expert with most room."""
+    reduced = q - prices
+    kth = -np.partition(-reduced, problem.k - 1, axis=1)[:, problem.k - 1, None]
+    on, tied = reduced > kth, reduced == kth
+    missing = problem.k - on.sum(axis=1)
+    unique = tied.sum(axis=1) == missing
+    on[unique] |= tied[unique]
+    loads = on.sum(axis=0)
+    for t in np.flatnonzero(~unique):
+        experts = np.flatnonzero(tied[t])
+        roomiest = experts[np.argsort((loads - problem.upper)[experts], kind="stable")[: missing[t]]]
+        on[t, roomiest] = True
+        loads[roomiest] += 1
+    return on
+
+
+def _solve(problem: Problem, prices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    q = problem.grid.round(problem.scores)
+    T, E = q.shape
+    on = _top_k_sets(problem, q, prices)
+    p, held, excess = problem.hub(prices, on.sum(axis=0))
+    width = problem.upper - problem.lower
+    cost = np.full((E + 1, E + 1), np.inf)  # of each arc, the hub last
+    token = np.full((E, E), -1)
+    changed = set(range(E))
+    while True:
+        for i in changed:
+            cost[i, :E], token[i] = _cheapest_moves(q, on, i)
+        cost[:E, E] = np.where(held < width, 0.0, np.inf)
+        cost[E, :E] = np.where(held > 0, 0.0, np.inf)
+        if not (excess > 0).any():
+            break
+        length = cost - p[:, None] + p
+        path = _zero_path(length, excess)
+        if path is None:
+            distance = _distances(length, excess > 0)
+            # Past the farthest under-full expert nothing is gained: there the distances are cut off.
+            p -= np.minimum(distance, distance[(excess < 0) & (distance < np.inf)].max())
+            changed = set()
+            continue
+        excess[path[0]] -= 1
+        excess[path[-1]] += 1
+        changed = set(path) - {E}
+        for i, j in reversed(list(itertools.pairwise(path))):  # from its far end
+            if j == E:
+                held[i] += 1
+            elif i == E:
+                held[j] -= 1
+            else:
+                t = token[i, j]
+                on[t, i], on[t, j] = False, True
+                changed |= set(np.flatnonzero(on[t]).tolist())
+    return np.nonzero(on)[1].reshape(T, problem.k), p[:E]
+
+
+def _cheapest_moves(q: np.ndarray, on: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """For every expert j the least q_ti − q_tj over the tokens t on i and not on j (inf = none), and that token."""
+    tokens = np.flatnonzero(on[:, i])
+    if len(tokens) == 0:
+        return np.full(q.shape[1], np.inf), np.full(q.shape[1], -1)
+    cost = np.where(on[tokens], np.inf, q[tokens, i, None] - q[tokens])
+    return cost.min(axis=0), tokens[cost.argmin(axis=0)]
+
+
+def _distances(length: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Dijkstra from all sources at once."""
+    distance = np.where(source, 0.0, np.inf)
+    open_nodes = np.ones(len(distance), bool)
+    for _ in range(len(distance)):
+        u = np.argmin(np.where(open_nodes, distance, np.inf))
+        open_nodes[u] = False
+        distance = np.minimum(distance, distance[u] + length[u])
+    return distance
+
+
+def _zero_path(length: np.ndarray, excess: np.ndarray) -> list[int] | None:
+    """Nodes along arcs of length 0 from an over-full to an under-full one, or None; breadth first."""
+    came_from = {int(source): -1 for source in np.flatnonzero(excess > 0)}
+    queue = list(came_from)
+    for u in queue:
+        if excess[u] < 0:
+            path = [u]
+            while came_from[path[-1]] >= 0:
+                path.append(came_from[path[-1]])
+            return path[::-1]
+        for v in np.flatnonzero(length[u] == 0):
+            if int(v) not in came_from:
+                came_from[int(v)] = u
+                queue.append(int(v))
+    return None
+
+
+def _not_top_k(problem: Problem, ids: np.ndarray, prices: np.ndarray) -> float:
+    reduced = problem.grid.round(problem.scores) - prices
+    worst_held = np.take_along_axis(reduced, ids, axis=1).min(axis=1)
+    np.put_along_axis(reduced, ids, -np.inf, axis=1)
+    distinct = np.isneginf(reduced).sum(axis=1)
+    return np.maximum(reduced.max(axis=1) - worst_held, 0).sum() + (problem.k - distinct).sum()
