@@ -221,6 +221,8 @@ def test_grin_gradient(monkeypatch):
 
 def test_the_loss_of_hugging_face_is_k_times_ours():
     x, k = hidden(), 3
+    # equal probabilities 1/E: Σ_i (share of tokens that chose i) · 1/E · E = K, whoever was chosen
+    assert load_balancing_loss_func((torch.zeros(T, E),), E, k) == k
     for name in ("mixtral", "qwen1.5-moe", "olmoe"):
         router = gatelab.create_router(name, D, E, k, switch_coefficient=1.0)
         mask = torch.rand(T, generator=torch.Generator().manual_seed(1)) < 0.7
