@@ -34,35 +34,42 @@ class Replay(nn.Module):
     """The assignments of a recorded Routing, choice by choice.
 
     Args:
-        routing: over as many tokens as the calls have; None = to be set later, as `routing`.
+        routing: over as many tokens as the calls have; None = to be set later.
         recorded_weights: also return its weights, detached, in place of the scores.
     """
 
     def __init__(self, routing: Routing | None, recorded_weights: bool) -> None:
         super().__init__()
-        self.routing, self.recorded_weights = routing, recorded_weights
+        self.recorded_weights = recorded_weights
+        self.routing = routing
+
+    @property
+    def routing(self) -> Routing | None:
+        """What is replayed; set another for the next call."""
+        return self._routing
+
+    @routing.setter
+    def routing(self, routing: Routing | None) -> None:
+        self._routing = routing
+        if routing is None:
+            return
+        live = routing.live
+        choice, cells = routing.choice[live], (routing.token_index[live], routing.choice[live])
+        width = int(choice.max()) + 1 if choice.numel() else 1
+        # Here and not in the call: its shape depends on what was recorded, and a call must not wait for the device.
+        self._ids = torch.full((routing.num_tokens, width), -1, device=live.device)
+        self._ids[cells] = routing.expert_index[live]
+        self._gates = routing.weights.new_zeros(self._ids.shape).detach()
+        self._gates[cells] = routing.weights[live].detach()
 
     def forward(self, scores_TE: Tensor, ctx: Context) -> Selection:
-        routing = self.checked(scores_TE)
-        live = routing.live
-        width = max(int(routing.choice[live].max()) + 1, 1) if bool(live.any()) else 1
-        cells = (routing.token_index[live], routing.choice[live])
-        ids = torch.full((routing.num_tokens, width), -1, device=live.device)
-        ids[cells] = routing.expert_index[live]
-        if not self.recorded_weights:
-            return Selection(ids.to(scores_TE.device))
-        gates = torch.zeros(ids.shape, dtype=scores_TE.dtype, device=ids.device)
-        gates[cells] = routing.weights[live].detach().to(gates.dtype)
-        return Selection(ids.to(scores_TE.device), gates=gates.to(scores_TE.device))
-
-    def checked(self, scores_TE: Tensor) -> Routing:
-        """The recorded Routing, if it fits (T, E) scores; else ValueError."""
-        if self.routing is None:
+        if self._routing is None:
             raise ValueError("routing is missing; pass routing= (a Routing, or the path of a saved one)")
-        recorded = (self.routing.num_tokens, self.routing.num_experts)
+        recorded = (self._routing.num_tokens, self._routing.num_experts)
         if recorded != tuple(scores_TE.shape):
             raise ValueError(f"routing is over (T, E) = {recorded}; this call has {tuple(scores_TE.shape)}")
-        return self.routing
+        gates = self._gates.to(scores_TE.device) if self.recorded_weights else None
+        return Selection(self._ids.to(scores_TE.device), gates=gates)
 
     def guarantees(self, training: bool) -> Guarantees:
         return Guarantees(causal=False, token_wise=False, dropless=False)
