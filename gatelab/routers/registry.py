@@ -18,6 +18,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
+from gatelab.routers.compose import compose, is_composition
 from gatelab.routers.guarantees import Guarantees
 from gatelab.routers.router import Router
 
@@ -79,7 +80,7 @@ def _installed() -> dict[str, EntryPoint]:
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of that name, of `path.py:Name`, or of `module:Name`.
+    """The recipe of that name, of `path.py:Name`, of `module:Name`, or of named parts (`score=cosine+select=topk`).
 
     Raises:
         ValueError: there is none; the message has the nearest names, or says what is wrong with the file.
@@ -88,6 +89,8 @@ def find_recipe(name: str) -> Recipe:
         return _ours()[name]
     if name in _installed():
         return Recipe(name, _callable(name, _installed()[name].load))
+    if is_composition(name):
+        return Recipe(name, compose(name), source="composed of parts", equation=name)
     if ":" in name:
         return Recipe(name, _callable(name, lambda: _load(name)))
     near = difflib.get_close_matches(name, list_routers(), n=3, cutoff=0.5)
@@ -144,7 +147,8 @@ def create_router(
     """Make a gate.
 
     Args:
-        name: one of `list_routers()`, `path.py:Name`, or `module:Name`.
+        name: one of `list_routers()`, `path.py:Name`, `module:Name`, or parts by name (`score=cosine+select=topk`, the
+            rest as in `topk-softmax`).
         hidden_size: D.
         num_experts: E, the real experts.
         top_k: K, experts per token; default what is published.

@@ -20,8 +20,8 @@ class Renormalize(nn.Module):
 
     def forward(self, gates_TJ: Tensor, valid_TJ: Tensor, ctx: Context) -> Tensor:
         total = gates_TJ.sum(dim=-1, keepdim=True) + self.eps
-        # Softmax scores of unchosen giants can leave a chosen sum of exactly 0 in float32; 0/0 would be NaN.
-        return gates_TJ / total.clamp(min=torch.finfo(gates_TJ.dtype).tiny)
+        # Unchosen giants can leave a chosen sum of 0 in float32 (0/0), and 1/sum² in the gradient overflows below 1e-19.
+        return gates_TJ / total.clamp(min=1e-20)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"

@@ -2,6 +2,7 @@
 
 from gatelab.routers.score.attention import AttentionScore
 from gatelab.routers.score.cosine import CosineScore
+from gatelab.routers.score.filtered import FilteredScore
 from gatelab.routers.score.linear import LinearScore
 from gatelab.routers.score.mlp import HadamardScore, MLPScore
 from gatelab.routers.score.none import NoScore
@@ -11,6 +12,7 @@ from gatelab.routers.score.slots import SlotScore
 __all__ = [
     "AttentionScore",
     "CosineScore",
+    "FilteredScore",
     "HadamardScore",
     "LinearScore",
     "MLPScore",
