@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from gatelab.bench.commands.output import json_option, print_json, progress
 from gatelab.bench.compare import compare as run_comparison
 from gatelab.bench.config import CompareConfig, flag
-from gatelab.bench.errors import CannotWrite
+from gatelab.bench.errors import BadInput, CannotWrite
+from gatelab.routers.compose import factorial
 
 
 def _size(name: str, help: str) -> Any:
@@ -19,6 +21,8 @@ def _size(name: str, help: str) -> Any:
 
 @click.command()
 @click.option("--routers", default=",".join(CompareConfig.routers), help="Names, or path.py:Name, with commas between.")
+@click.option("--vary", multiple=True, metavar="STAGE=A,B", help="Compare every combination of named parts instead.")
+@click.option("--hold", multiple=True, metavar="STAGE=A", help="With --vary: a stage that stays the same.")
 @click.option("--text", type=click.Path(path_type=Path), help="A file or directory [default: Python's own library].")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/compare"), help="The run directory.")
 @_size("steps", "Optimizer steps per router and seed.")
@@ -36,12 +40,24 @@ def _size(name: str, help: str) -> Any:
 @_size("num_heads", "Attention heads.")
 @click.option("--learning-rate", type=float, default=CompareConfig.learning_rate, help="Peak, the same for all.")
 @json_option
-def compare(routers: str, text: Path | None, out: Path, seed: int, as_json: bool, **numbers: Any) -> None:
+def compare(
+    routers: str,
+    vary: tuple[str, ...],
+    hold: tuple[str, ...],
+    text: Path | None,
+    out: Path,
+    seed: int,
+    as_json: bool,
+    **numbers: Any,
+) -> None:
     """Train the same small model once per router and seed on real text, and write the report into the run directory.
 
     Kill it anywhere: the same command goes on where it was. Files in the directory: see docs/results.md.
+
+    A factorial: --vary score=linear,attention,cosine,lfa --hold select=topk. Stages: score, activation, select, weight,
+    balance; a stage not named is as in topk-softmax.
     """
-    names = tuple(name.strip() for name in routers.split(",") if name.strip())
+    names = _factorial(vary, hold) or tuple(name.strip() for name in routers.split(",") if name.strip())
     config = CompareConfig(routers=names, first_seed=seed, **numbers)
     done: dict[tuple[str, int], int] = {}
     with progress() as bar:
@@ -57,6 +73,18 @@ def compare(routers: str, text: Path | None, out: Path, seed: int, as_json: bool
         print_json(results)
     else:
         print(page)
+
+
+def _factorial(vary: tuple[str, ...], hold: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the combinations; empty when none were asked for."""
+    if not (vary or hold):
+        return ()
+    if click.get_current_context().get_parameter_source("routers") is ParameterSource.COMMANDLINE:
+        raise BadInput("--routers and --vary both say what to compare; pass one of them")
+    try:
+        return tuple(factorial(vary, hold))
+    except ValueError as error:
+        raise BadInput(str(error)) from error
 
 
 def _report(results: dict[str, Any], out: Path) -> Path:
