@@ -57,6 +57,7 @@ def gatelab_command(monkeypatch, capsys, tmp_path):
         (["--hidden-size", "10"], "--hidden-size 10 must be a multiple of 4"),
         (["--hidden-size", "4", "--intermediate-size", "1", "--routers", "attention"], "--routers: router 'attention'"),
         (["--learning-rate", "-1"], "--learning-rate -1.0 must be positive"),
+        (["--vary", "score=linear,lfa", "--routers", "random"], "--routers and --vary both say what to compare"),
         (["--stps", "1"], "No such option '--stps'"),
     ],
 )
@@ -160,3 +161,24 @@ def test_without_the_bench_packages_one_line_says_how_to_get_them():
     ended = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "gatelab: click not installed; pip install 'gatelab[bench]'\n"
+
+
+def test_a_factorial_of_parts(gatelab_command):
+    arguments = ["--vary", "score=linear,lfa", "--hold", "select=topk", "--text", "text.txt", "--json", *SMALL]
+    status, out, _ = gatelab_command("compare", *arguments)
+    assert status == 0
+    routers = [cell["router"] for cell in json.loads(out)["cells"]]
+    assert routers == ["score=linear+select=topk", "score=lfa+select=topk"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--vary", "score=linear,sphere"], "score='sphere' is unknown; choose one of linear, attention"),
+        (["--hold", "select=topk"], "--hold needs a --vary"),
+    ],
+)
+def test_a_factorial_that_is_none(gatelab_command, arguments, says):
+    status, out, err = gatelab_command("compare", *arguments)
+    assert (status, out) == (2, "")
+    assert f"gatelab: {says}" in err
