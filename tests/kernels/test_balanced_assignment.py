@@ -207,6 +207,14 @@ def test_without_numba_numpy_answers_and_says_so_once(monkeypatch):
         cpu._has_numba.cache_clear()
 
 
+def test_compiles_where_nothing_can_be_cached():
+    from gatelab.kernels.cpu._assignment_rows import jit
+
+    namespace = {}
+    exec("def double(x): return 2 * x", namespace)  # no file, so numba finds no place for a cache
+    assert jit(namespace["double"])(21) == 42
+
+
 def test_runs_in_numba_where_there_is_numba(solver):
     assert cpu._has_numba()
     chosen = backend.implementation("balanced_assignment", "cpu")

@@ -5,12 +5,21 @@ puts it, less any price, into one binade: there float64 subtracts exactly and or
 are vectorised without fast-math, which would break the exactness.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-jit = njit(cache=True, nogil=True, error_model="numpy")
+
+def jit(function: Callable) -> Callable:
+    """Compile at the first call, and keep the machine code on disk."""
+    try:
+        return njit(function, cache=True, nogil=True, error_model="numpy")
+    except RuntimeError:  # nowhere to keep it: neither the package's directory nor the user's can be written
+        return njit(function, nogil=True, error_model="numpy")
+
+
 ABSENT = 1e300  # the cost of a move no token can make; also tells −inf from a score
 
 
