@@ -136,7 +136,7 @@ def kimi_k2(
 
 @recipe(
     "deepseek-v4",
-    source="DeepSeek-V4 report (2026), §2.1; released configuration of V4-Flash and transformers' code",
+    source="DeepSeek-V4, arXiv 2606.19348, §2.1; released configuration of V4-Flash and transformers' code",
     equation="s = √softplus(W x);  S = top-k of s + b (first 3 layers: a table by token id);  w_i = 1.5 s_i / Σ_S s",
 )
 def deepseek_v4(
