@@ -18,7 +18,7 @@ from gatelab.bench.cell import Job
 from gatelab.bench.config import CompareConfig
 from gatelab.bench.describe import describe
 from gatelab.bench.errors import BadInput
-from gatelab.bench.matching import Match, match
+from gatelab.bench.matching import match
 from gatelab.bench.rundir import opened
 from gatelab.bench.workers import run_cells
 from gatelab.bench.workloads import Text, load_text
@@ -43,7 +43,13 @@ def compare(config: CompareConfig, out: Path, *, text: Path | None = None, on_st
         CannotWrite: the disk is full or the like; finished cells are kept.
     """
     loaded = load_text(text, config.sequence_length)
-    matches = {name: _match(config, name) for name in config.routers}
+    matches, routers = {}, {}
+    for name in config.routers:
+        try:
+            matches[name] = match(config, name)
+            routers[name] = describe(config, name, matches[name])
+        except ValueError as error:
+            raise BadInput(f"--routers: {error}" if name in str(error) else f"--routers {name}: {error}") from error
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     keys = [(name, seed) for seed in seeds for name in config.routers]  # by seed: half a run compares all routers
     described = _config(config, loaded)
@@ -53,7 +59,7 @@ def compare(config: CompareConfig, out: Path, *, text: Path | None = None, on_st
         "gatelab": _version(),
         "machine": _machine(config),
         "config": described,
-        "routers": {name: describe(config, name, matches[name]) for name in config.routers},
+        "routers": routers,
     }
     with opened(out, _identity(config, described), keys) as directory:
         cells = directory.cells()
@@ -74,13 +80,6 @@ def compare(config: CompareConfig, out: Path, *, text: Path | None = None, on_st
                 results["cells"] = [cells[key] for key in keys if key in cells]
                 directory.write_results(results)
     return results
-
-
-def _match(config: CompareConfig, name: str) -> Match:
-    try:
-        return match(config, name)
-    except ValueError as error:
-        raise BadInput(f"--routers: {error}") from error
 
 
 def _config(config: CompareConfig, text: Text) -> dict[str, Any]:

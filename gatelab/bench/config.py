@@ -43,9 +43,9 @@ class CompareConfig:
     """
 
     routers: tuple[str, ...] = DEFAULT_ROUTERS
-    steps: int = 300
+    steps: int = 600
     batch_size: int = 16
-    sequence_length: int = 128
+    sequence_length: int = 64
     hidden_size: int = 64
     num_layers: int = 2
     num_heads: int = 4
@@ -53,7 +53,7 @@ class CompareConfig:
     top_k: int = 2
     intermediate_size: int = 128
     attention: str = "plain"
-    learning_rate: float = 3e-3
+    learning_rate: float = 6e-3
     first_seed: int = 0
     seeds: int = 2
     device: str = "cpu"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gatelab.bench.config import BASELINES, CompareConfig
-from gatelab.bench.evaluate import fallback_k, leaky_gates
+from gatelab.bench.evaluate import causal_fallback, fallback_k, leaky_gates
 from gatelab.bench.flops import Flops, attention_flops, moe_flops
 from gatelab.bench.matching import Match, create_gate
 from gatelab.bench.model import ByteTransformer
@@ -49,6 +49,9 @@ def describe(config: CompareConfig, name: str, matched: Match) -> dict[str, Any]
 def _fallback(gate: Router, config: CompareConfig) -> str | None:
     if not leaky_gates(gate):
         return None
+    with causal_fallback(gate, config.top_k):
+        if leaky_gates(gate):
+            return "not at all: it looks ahead in more than its choice of experts"
     k = fallback_k(gate, config.top_k)
     return f"each token to the {k} experts that score it highest" if k > 1 else "each token to its best-scoring expert"
 

@@ -29,20 +29,21 @@ class Log:
         self.kept: list[Tensor] = []
         self.requested: list[Tensor] = []
         self.gate_seconds: list[float] = []
+        self.skipped_steps = 0
 
     def due(self, step: int) -> bool:
         """Whether this step (from 0) enters the history."""
         return step % self.every == 0
 
-    def add(self, step: int, loss: Tensor, tape: Tape) -> None:
-        """Note a training step: its cross-entropy in nats per byte, and what its gates did."""
+    def add(self, step: int, loss: Tensor, aux_loss: Tensor, tape: Tape) -> None:
+        """Note a training step: its cross-entropy in nats per byte, the gates' own loss, and what they did."""
         routings = [routing for per_layer in tape.routings.values() for routing in per_layer]
         kept_LE = torch.stack([routing.tokens_per_expert for routing in routings])
         if self.due(step):
             self.load.append(kept_LE.cpu())
             self.history["step"].append(step)
             self.history["train_bits_per_byte"].append(loss.item() / math.log(2))
-            self.history["aux_loss"].append(float(tape.aux_loss.detach()))
+            self.history["aux_loss"].append(aux_loss.item())
             self.history["max_violation"].append(float(metrics.max_violation(kept_LE).mean()))
         if step >= self.last_quarter:
             self.kept.append(kept_LE)
@@ -54,9 +55,10 @@ class Log:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
 
-    def layers(self) -> list[dict[str, Any]]:
-        """One entry per layer, as in `results.json`."""
-        kept_NLE, requested_NLE = torch.stack(self.kept).cpu(), torch.stack(self.requested).cpu()
+    def layers(self, num_experts: int, tokens_per_step: int) -> list[dict[str, Any]]:
+        """One entry per layer, as in `results.json`; E real experts, and T tokens a step to set their use against."""
+        # One by one: those of a checkpoint are on the CPU already.
+        kept_NLE, requested_NLE = (torch.stack([n.cpu() for n in counts]) for counts in (self.kept, self.requested))
         load_RLE = torch.stack(self.load)
         return [
             {
@@ -68,6 +70,7 @@ class Log:
                 "coefficient_of_variation": float(metrics.coefficient_of_variation(total_E)),
                 "load_entropy": float(metrics.load_entropy(total_E)),
                 "dead_experts": int(metrics.dead_experts(total_E)),
+                "experts_per_token": float(total_E[:num_experts].sum()) / (tokens_per_step * len(self.kept)),
                 "drop_rate": float(metrics.drop_rate(requested_NE.sum(0), total_E)),
             }
             for layer, (kept_NE, requested_NE) in enumerate(

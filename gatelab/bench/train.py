@@ -22,7 +22,7 @@ from gatelab.bench.workloads import Text
 from gatelab.routers.router import Router
 from gatelab.routers.tape import record, update_routers
 
-VALIDATION_WINDOWS = 256
+VALIDATION_BYTES = 2**16
 WARM_UP = 0.05  # share of the steps
 FINAL_RATE = 0.1  # of the peak learning rate
 CLIP = 1.0
@@ -44,9 +44,7 @@ class Training:
     def __init__(self, config: CompareConfig, router: str, intermediate_size: int, seed: int, text: Text) -> None:
         self.config, self.router, self.seed, self.text = config, router, seed, text
         self.model = ByteTransformer(config, router, intermediate_size, seed).to(config.device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-        )
+        self.optimizer = torch.optim.Adam(self.model.parameters(), betas=(0.9, 0.95), fused=True)
         self.log = Log(config.steps)
         self.step = 0
         self.seconds = 0.0
@@ -57,30 +55,33 @@ class Training:
 
     def advance(self) -> None:
         """One optimizer step."""
-        c, started = self.config, time.perf_counter()
+        c = self.config
+        started = _now(c.device)
         ids = self.text.batch(self.seed, self.step, c.batch_size, c.sequence_length).to(c.device)
         for group in self.optimizer.param_groups:
             group["lr"] = c.learning_rate * _schedule(self.step, c.steps)
         torch.manual_seed(seed_of("step", self.seed, self.step))
-        timer = _gate_timer(self.model) if self.log.due(self.step) else contextlib.nullcontext([])
-        with record(self.model) as tape, timer as gate_seconds:
+        timer = _gate_timer(self.model, c.device) if self.log.due(self.step) else contextlib.nullcontext([])
+        with record(self.model) as tape, timer as gate_moments:
             logits = self.model(ids[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        loss, aux_loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()), tape.aux_loss
         self.optimizer.zero_grad()
-        (loss + tape.aux_loss).backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimizer.step()
+        (loss + aux_loss).backward()
+        if nn.utils.clip_grad_norm_(self.model.parameters(), CLIP).isfinite():
+            self.optimizer.step()
+        else:
+            self.log.skipped_steps += 1  # one bad gradient would make every weight NaN
         update_routers(tape)
-        if gate_seconds:
-            self.log.gate_seconds.append(sum(gate_seconds))
-        self.log.add(self.step, loss, tape)
+        if gate_moments:
+            self.log.gate_seconds.append(sum(gate_moments))
+        self.log.add(self.step, loss, aux_loss, tape)
         self.step += 1
-        self.seconds += time.perf_counter() - started
+        self.seconds += _now(c.device) - started
 
     def result(self) -> dict[str, Any]:
         """The finished cell, as in `results.json`."""
         c = self.config
-        windows = self.text.held_out(VALIDATION_WINDOWS, c.sequence_length)
+        windows = self.text.held_out(-(-VALIDATION_BYTES // c.sequence_length), c.sequence_length)
         leaky = bits_per_byte(self.model, windows, c.device) if leaky_gates(self.model) else None
         with causal_fallback(self.model, c.top_k):
             score = None if leaky_gates(self.model) else bits_per_byte(self.model, windows, c.device)
@@ -92,8 +93,9 @@ class Training:
             "train_seconds": self.seconds,
             "tokens_per_second": c.steps * c.batch_size * c.sequence_length / self.seconds,
             "gate_seconds_per_step": median(self.log.gate_seconds),
+            "skipped_steps": self.log.skipped_steps,
             "history": self.log.history,
-            "layers": self.log.layers(),
+            "layers": self.log.layers(c.num_experts, c.batch_size * c.sequence_length),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -119,22 +121,23 @@ def _schedule(step: int, steps: int) -> float:
     return warm_up * (FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
+def _now(device: str) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 @contextlib.contextmanager
-def _gate_timer(model: nn.Module) -> Iterator[list[float]]:
-    """Collects the seconds of every gate's forward."""
-    seconds: list[float] = []
-
-    def now() -> float:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
+def _gate_timer(model: nn.Module, device: str) -> Iterator[list[float]]:
+    """Collects when every gate's forward begins (negative) and ends, so that the sum is their time."""
+    moments: list[float] = []
     handles = []
     for gate in (m for m in model.modules() if isinstance(m, Router)):
-        handles.append(gate.register_forward_pre_hook(lambda *_: seconds.append(-now())))
-        handles.append(gate.register_forward_hook(lambda *_: seconds.append(now())))
+        handles.append(gate.register_forward_pre_hook(lambda *_: moments.append(-_now(device))))
+        handles.append(gate.register_forward_hook(lambda *_: moments.append(_now(device))))
     try:
-        yield seconds
+        yield moments
     finally:
         for handle in handles:
             handle.remove()

@@ -56,3 +56,29 @@ def test_two_processes_give_the_same_figures_as_one(tmp_path, text, monkeypatch)
     both = compare(config, tmp_path / "both", text=text, on_step=lambda *step: heard.append(step))
     assert figures(both) == figures(alone)
     assert {(router, step) for router, _, step in heard} >= {(name, 6) for name in config.routers}
+
+
+def test_a_gate_without_finite_gradients_is_not_trained_and_spoils_nothing(tmp_path, text):
+    (tmp_path / "gate.py").write_text(
+        "import gatelab\n"
+        "from gatelab.routers.score import LinearScore\n"
+        "from gatelab.routers.select import TopK\n"
+        "class Broken(LinearScore):\n"
+        "    def forward(self, ctx):\n"
+        "        z = super().forward(ctx)\n"
+        "        if z.requires_grad:\n"
+        "            z.register_hook(lambda gradient: gradient * float('nan'))\n"
+        "        return z\n"
+        "def Gate(hidden_size, num_experts, top_k=2):\n"
+        "    return gatelab.Router(score=Broken(hidden_size, num_experts), select=TopK(top_k))\n"
+    )
+    results = compare(tiny("random", f"{tmp_path}/gate.py:Gate"), tmp_path / "run", text=text, on_step=quiet)
+    assert [cell["skipped_steps"] for cell in results["cells"]] == [0, 6]
+    assert results["cells"][1]["val_bits_per_byte"] < 10
+
+
+def test_a_gate_without_a_causal_form_is_not_scored(tmp_path, text):
+    results = compare(tiny("soft-moe"), tmp_path / "run", text=text, on_step=quiet)
+    assert results["cells"][0]["val_bits_per_byte"] is None
+    assert results["cells"][0]["as_trained_bits_per_byte"] < 10
+    assert results["routers"]["soft-moe"]["fallback"].startswith("not at all")
