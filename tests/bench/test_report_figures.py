@@ -68,11 +68,12 @@ def test_heat_maps_show_the_logarithm_of_load_over_mean():
     assert "layer" in drawing.alt
 
 
-def test_curves_are_means_over_seeds_before_the_others_in_grey():
-    results = make_results(["topk-softmax", "attention"], steps=2)
+def test_curves_are_means_over_seeds_before_reference_and_baselines_in_grey():
+    results = make_results(["topk-softmax", "attention", "random"], steps=2)
     for cell in results["cells"]:
-        cell["history"]["max_violation"] = [1.0 + cell["seed"], 3.0]
+        cell["history"]["max_violation"] = [len(cell["router"]) + cell["seed"], 3.0]
     drawing = curves(Run(results), "max_violation", "x", "MaxVio", "")
     assert drawing is not None
-    for axes in drawing.figure.axes:
-        assert [line.get_ydata().tolist() for line in axes.lines] == [[1.5, 3.0]] * 2
+    topk, attention, random = [12.5, 3.0], [9.5, 3.0], [6.5, 3.0]
+    shown = [[np.asarray(line.get_ydata()).tolist() for line in axes.lines] for axes in drawing.figure.axes[:3]]
+    assert shown == [[topk, random, front] for front in (topk, attention, random)]

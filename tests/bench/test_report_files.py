@@ -198,8 +198,8 @@ def test_comparison_of_two_runs(tmp_path):
 def test_comparison_says_what_cannot_be_compared(tmp_path):
     a, b = small(), small(["dense"])
     b["config"]["text"]["sha256"] = "1" * 64
-    text = Page(write_comparison(a, b, tmp_path)).text
-    assert "A and B share no finished router and seed" in text
+    text = Page(write_comparison(a, b, tmp_path, ("run", "run"))).text
+    assert "run A and run B share no finished router and seed" in text
     assert "different text: their bits per byte cannot be compared" in text
 
 

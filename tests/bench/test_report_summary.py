@@ -42,6 +42,13 @@ def test_headline_names_the_equals():
     assert summarise(run).headline.endswith("not clearly ahead of topk-softmax")
 
 
+def test_many_gates_are_counted_not_listed():
+    scores = {"topk-softmax": [2.50, 2.51], **{f"gate-{i}": [2.40 + i / 1000, 2.41 + i / 1000] for i in range(9)}}
+    run = run_of(scores)
+    assert summarise(run).headline.startswith("gate-0 is lowest at 2.405")
+    assert finding(run, "Against topk-softmax") == "Clearly better: 9 gates (−0.100 to −0.092)."
+
+
 def test_a_gate_that_does_not_beat_random_is_named():
     run = run_of({"topk-softmax": [2.50, 2.60], "attention": [2.90, 2.85], "random": [2.80, 2.90]})
     (warning,) = (warning for warning in summarise(run).warnings if "random" in warning)

@@ -24,7 +24,7 @@ def write_comparison(
         results_a: as in results.json (docs/results.md), the run to start from.
         results_b: the run to compare with it, on the routers and seeds that both have.
         out_dir: made where it is missing.
-        names: what to call the two.
+        names: what to call the two; equal ones get an A and a B.
 
     Returns:
         The page.
@@ -32,12 +32,14 @@ def write_comparison(
     Raises:
         ValueError: as for `write_report`.
     """
+    if names[0] == names[1]:
+        names = (f"{names[0]} A", f"{names[1]} B")
     pair = parts.Pair(Run(results_a), Run(results_b), *printable(names))
     folder = out_dir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     with style():
         drawing = from_a_to_b(pair)
-    picture = write_picture(drawing, folder) if drawing else None
+        picture = write_picture(drawing, folder) if drawing else None
     sections = [
         ("Quality", parts.quality(pair), notes.PAIR_QUALITY),
         ("Balance", parts.balance(pair), notes.PAIR_BALANCE),

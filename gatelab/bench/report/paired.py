@@ -75,7 +75,7 @@ def estimate_noise(values: Mapping[Any, Mapping[Any, float]]) -> Noise:
         return Noise(0.0, 0)
     router, seed, figures = map(np.array, zip(*cells, strict=True))
     design = np.hstack([np.eye(len(routers))[router], np.eye(len(seeds))[seed]])
-    solution, _, rank, _ = np.linalg.lstsq(design, figures)
+    solution, _, rank, _ = np.linalg.lstsq(design, figures, rcond=None)
     left_over, degrees_of_freedom = figures - design @ solution, len(cells) - int(rank)
     return Noise(math.sqrt(left_over @ left_over / max(1, degrees_of_freedom)), degrees_of_freedom)
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from gatelab.bench.report.paired import SAME_WITHIN, Difference, paired_difference
 from gatelab.bench.report.run import SCORE, Run
-from gatelab.bench.report.words import cell_list, count, interval, listing, number, percent, quantity, size
+from gatelab.bench.report.words import cell_list, count, interval, listing, number, percent, quantity, signed, size
 
+MOST_NAMES = 6  # more would not be read
 FAIR = (
     "Expert width is set so that gate and experts together cost every router the same active FLOPs; for one seed the "
     "batches and every tensor outside gate and experts start the same. Differences are taken seed by seed, with 95 % "
@@ -72,7 +73,7 @@ def _headline(run: Run, order: list[str]) -> str:
         return f"{score}, clearly below every other learned gate"
     if len(level) == len(others):
         return f"{score}, but no other learned gate is clearly behind"
-    return f"{score}, not clearly ahead of {listing(level)}"
+    return f"{score}, not clearly ahead of {listing(level) if len(level) <= MOST_NAMES else f'{len(level)} others'}"
 
 
 def _not_clearly_behind(run: Run, leader: str, others: list[str]) -> list[str]:
@@ -101,18 +102,26 @@ def _noise(run: Run) -> list[tuple[str, str]]:
 
 
 def _against(run: Run, names: list[str], other: str) -> str:
-    groups: dict[str, list[str]] = {"better": [], "same": [], "open": [], "worse": []}
+    groups: dict[str, dict[str, Difference]] = {"better": {}, "same": {}, "open": {}, "worse": {}}
     for name in names:
         if d := difference(run, name, other):
-            groups[d.verdict].append(f"{name} ({interval(d)})")
+            groups[d.verdict][name] = d
     phrases = {
         "better": "clearly better",
         "same": f"the same within {SAME_WITHIN:g}",
         "open": "not told apart by these seeds",
         "worse": "clearly worse",
     }
-    said = "; ".join(f"{phrases[verdict]}: {listing(found)}" for verdict, found in groups.items() if found)
+    said = "; ".join(f"{phrases[verdict]}: {_members(found)}" for verdict, found in groups.items() if found)
     return f"{said[0].upper()}{said[1:]}." if said else ""
+
+
+def _members(found: dict[str, Difference]) -> str:
+    """Each with its interval, or how many and their range: the table has the rest."""
+    if len(found) <= MOST_NAMES:
+        return listing([f"{name} ({interval(d)})" for name, d in found.items()])
+    means = [d.mean for d in found.values()]
+    return f"{len(found)} gates ({signed(min(means))} to {signed(max(means))})"
 
 
 def worst_layer(run: Run, router: str, metric: str) -> float:

@@ -14,7 +14,7 @@ MOST_POINTS = 60  # batches are noisy: a point is the mean of several
 
 
 def curves(run: Run, field: str, name: str, title: str, caption: str, *, unseen: float = 0.0) -> Drawing | None:
-    """A figure of the training history: each router in colour before all the others in grey, mean over seeds.
+    """A figure of the training history, mean over seeds: each router before the reference and the baselines in grey.
 
     Args:
         run: where from.
@@ -31,10 +31,10 @@ def curves(run: Run, field: str, name: str, title: str, caption: str, *, unseen:
     settled = [values[int(unseen * len(values)) :] for _, values in series.values()]
     top = np.nanmax([np.nanmax(values) for values in settled])
     bottom = np.nanmin([np.nanmin(values) for values in settled])
+    behind = [series[other] for other in (run.reference, *run.baselines) if other in series]
     for axes, router in zip(panels(figure, len(series)), series, strict=True):
-        for other, (steps, values) in series.items():
-            if other != router:
-                axes.plot(steps, values, color=FAINT, linewidth=0.6, alpha=0.6)
+        for steps, values in behind:
+            axes.plot(steps, values, color=FAINT, linewidth=0.6, alpha=0.6)
         axes.plot(*series[router], color=colour[router])
         axes.set_title(short(router, 26), loc="left", fontweight="bold", pad=3)
         axes.set_ylim(bottom - 0.04 * (top - bottom), top + 0.06 * (top - bottom) + 1e-9)

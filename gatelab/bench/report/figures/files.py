@@ -9,7 +9,7 @@ from io import StringIO
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
-from gatelab.bench.report.figures.style import INK, PAPER, Drawing, style
+from gatelab.bench.report.figures.style import INK, PAPER, Drawing
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Picture:
 
 
 def write_picture(drawing: Drawing, folder: Path) -> Picture:
-    """Write both files, byte for byte the same for the same numbers."""
+    """Write both files, byte for byte the same for the same numbers. To be called in `style()`."""
     text = StringIO()
-    with style(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # A name in a script that DejaVu lacks: the SVG keeps it as text, for which the reader's system has a font.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
