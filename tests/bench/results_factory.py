@@ -36,6 +36,7 @@ def make_results(
         for seed in range(seeds)
     ]
     return {
+        "kind": "results",
         "schema": 1,
         "gatelab": "0.1.0",
         "machine": {
@@ -106,6 +107,8 @@ def _router(name: str, num_experts: int) -> dict[str, Any]:
             "other": 32_768.0,
             "total": 196_608.0,
         },
+        **{field: {"total": 210_000.0} for field in ("executed_flops_per_token", "elementwise_per_token")},
+        "sorted_per_token": {"total": 16.0},
         "training": training,
         "evaluation": promise,
         "fallback": fallback,
@@ -124,6 +127,7 @@ def _cell(name: str, seed: int, steps: int, num_layers: int, num_experts: int, s
         "as_trained_bits_per_byte": score - 0.6 if name == "expert-choice" else None,
         "train_seconds": 12.5,
         "tokens_per_second": 30_000.0 + 1000 * draw.random(),
+        "skipped_steps": 0,
         "gate_seconds_per_step": 0.0
         if name == "dense"
         else 1e-3 * (3 if "attention" in name else 1) * (1 + draw.random()),
@@ -153,6 +157,7 @@ def _layer(
         "max_violation_global": 0.8 * violation,
         "coefficient_of_variation": 0.4 * violation,
         "load_entropy": 1 - 0.05 * violation,
+        "experts_per_token": 2.0,
         "dead_experts": 1.0 if violation > 2.5 else 0.0,
         "drop_rate": 0.0,
     }

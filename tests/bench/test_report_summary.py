@@ -6,6 +6,7 @@ import pytest
 from results_factory import make_results
 
 from gatelab.bench.report import tables
+from gatelab.bench.report.notes import gate_facts
 from gatelab.bench.report.run import Run
 from gatelab.bench.report.summary import ranking, summarise
 
@@ -106,6 +107,39 @@ def test_missing_and_diverged_cells_are_named():
     warnings = summarise(Run(results)).warnings
     assert "Unfinished: 5 of 6 cells are done. Missing: attention (seed 0)." in warnings
     assert "No finite validation figure, left out of every comparison: topk-softmax (seed 0)." in warnings
+
+
+def test_a_gate_without_a_causal_form_is_not_scored_and_not_called_diverged():
+    results = make_results(["topk-softmax", "soft-moe", "random"], steps=8)
+    for cell in results["cells"][2:4]:
+        cell |= {"val_bits_per_byte": None, "as_trained_bits_per_byte": 1.5}
+    run = Run(results)
+    warnings = summarise(run).warnings
+    assert "Not scored, having no causal form: soft-moe (seeds 0 and 1)." in warnings
+    assert run.diverged == {}
+    assert ranking(run) == ["topk-softmax"]
+
+
+def test_skipped_steps_are_said():
+    results = make_results(["topk-softmax", "random"], steps=8)
+    results["cells"][1]["skipped_steps"] = 3
+    said = "Training skipped steps because a gradient was not finite: topk-softmax (seed 1)."
+    assert said in summarise(Run(results)).warnings
+
+
+def test_facts_of_a_gate_survive_a_run_of_an_older_version():
+    results = make_results(["expert-choice"], steps=8)
+    facts = dict(gate_facts(Run(results), "expert-choice"))
+    assert facts["Experts per token"] == "varies, 2.00 as built, 2.00 kept at the end of training"
+    assert facts["Per token"].startswith("197 k FLOPs useful, 210 k FLOPs executed")
+    for field in ("executed_flops_per_token", "elementwise_per_token", "sorted_per_token"):
+        del results["routers"]["expert-choice"][field]
+    for cell in results["cells"]:
+        del cell["skipped_steps"]
+        cell["layers"] = []
+    facts = dict(gate_facts(Run(results), "expert-choice"))
+    assert facts["Experts per token"] == "varies, 2.00 as built"
+    assert facts["Per token"] == "197 k FLOPs useful"
 
 
 def test_balance_takes_the_worst_layer_and_the_mean_of_seeds():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from gatelab.bench.report.paired import SAME_WITHIN
-from gatelab.bench.report.run import SCORE, Run
-from gatelab.bench.report.words import ABSENT, number, quantity
+from gatelab.bench.report.run import LEAKY, SCORE, Run, mean
+from gatelab.bench.report.words import number, quantity
 
 INTERVALS = (
     "the difference seed by seed with its 95 % interval. The noise in it is what router and seed leave unexplained in "
@@ -21,8 +22,8 @@ BALANCE = (
     "even)."
 )
 COST = (
-    "Gate time is the forward of all gates in one training step. FLOPs are closed forms for the forward of one token "
-    "and the experts it reaches; expert width is what each gate leaves for its experts."
+    "Gate time is the forward of all gates in one training step. FLOPs are the useful matrix products in the forward "
+    "of one token and the experts it reaches, in closed form; expert width is what each gate leaves for its experts."
 )
 GUARANTEES = (
     "What a gate promises whatever its input; training → evaluation where they differ. Causal: a position's routing "
@@ -50,7 +51,7 @@ def fallbacks(run: Run) -> list[tuple[str, str, str]]:
     found = []
     for name, router in run.routers.items():
         if router["fallback"]:
-            leaky = run.mean(name, "as_trained_bits_per_byte")
+            leaky = run.mean(name, LEAKY)
             found.append((name, router["fallback"].rstrip("."), number(leaky) if math.isfinite(leaky) else ""))
     return found
 
@@ -64,15 +65,31 @@ def gate_line(run: Run, name: str) -> str:
 def gate_facts(run: Run, name: str) -> list[tuple[str, str]]:
     """What is known of a gate besides its figures."""
     router = run.routers[name]
-    k = router["experts_per_token"]
     facts = {
         "Source": router["source"],
         "Equation": router["equation"],
-        "Experts per token": f"{k}"
-        if k is not None
-        else f"varies, {number(router['mean_experts_per_token'], 2)} on average",
+        "Experts per token": _experts_per_token(run, name),
         "Expert width": f"{router['intermediate_size']:,}",
         "Parameters": f"{quantity(router['parameters'])}, {quantity(router['router_parameters'])} of them in its gates",
+        "Per token": ", ".join(_work(router)),
         "Scored by": router["fallback"] or "",
     }
-    return [(term, text) for term, text in facts.items() if text and text != ABSENT]
+    return [(term, text) for term, text in facts.items() if text]
+
+
+def _experts_per_token(run: Run, name: str) -> str:
+    router = run.routers[name]
+    k, kept = router["experts_per_token"], mean(run.layer_means(name, "experts_per_token").values())
+    built = f"{k}" if k is not None else f"varies, {number(router['mean_experts_per_token'], 2)} as built"
+    return f"{built}, {number(kept, 2)} kept at the end of training" if math.isfinite(kept) else built
+
+
+def _work(router: dict[str, Any]) -> list[str]:
+    """Totals of the forward; a run of an older version lacks all but the first."""
+    parts = {
+        "flops_per_token": "FLOPs useful",
+        "executed_flops_per_token": "FLOPs executed",
+        "elementwise_per_token": "elements elementwise",
+        "sorted_per_token": "elements sorted",
+    }
+    return [f"{quantity(router[field]['total'])} {what}" for field, what in parts.items() if field in router]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from statistics import fmean
 from typing import Any
@@ -12,6 +12,7 @@ from gatelab.bench.files import SCHEMA
 from gatelab.bench.report.paired import Noise, estimate_noise
 
 SCORE = "val_bits_per_byte"
+LEAKY = "as_trained_bits_per_byte"
 REFERENCE = "topk-softmax"
 
 
@@ -55,11 +56,24 @@ class Run:
         return {name: seeds for name, seeds in open_seeds.items() if seeds}
 
     @property
+    def unscored(self) -> dict[str, list[int]]:
+        """Cells with a leaky figure alone: the gate has no causal form."""
+        return self._where(lambda cell: not _known(cell, SCORE) and _known(cell, LEAKY))
+
+    @property
     def diverged(self) -> dict[str, list[int]]:
-        """Seeds that finished without a finite validation figure."""
-        seeds = {name: [c["seed"] for c in self.cells(name)] for name in self.routers}
-        lost = {n: [s for s in found if s not in self.values(n, SCORE)] for n, found in seeds.items()}
-        return {name: found for name, found in lost.items() if found}
+        """Cells without any finite validation figure."""
+        return self._where(lambda cell: not _known(cell, SCORE) and not _known(cell, LEAKY))
+
+    @property
+    def skipped(self) -> dict[str, list[int]]:
+        """Cells whose training left out steps, for want of a finite gradient."""
+        return self._where(lambda cell: cell.get("skipped_steps", 0) > 0)
+
+    def _where(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, list[int]]:
+        """Seeds of the finished cells for which it holds, for the routers that have any."""
+        seeds = {name: [cell["seed"] for cell in self.cells(name) if holds(cell)] for name in self.routers}
+        return {name: found for name, found in seeds.items() if found}
 
     def cells(self, router: str) -> list[dict[str, Any]]:
         """The finished cells of a router, by seed."""
@@ -86,6 +100,10 @@ class Run:
             for layer in cell["layers"]:
                 by_layer.setdefault(layer["name"], []).append(as_float(layer.get(field)))
         return {name: mean(found) for name, found in by_layer.items()}
+
+
+def _known(cell: Mapping[str, Any], field: str) -> bool:
+    return math.isfinite(as_float(cell.get(field)))
 
 
 def as_float(value: Any) -> float:

@@ -178,6 +178,10 @@ def _warnings(run: Run) -> list[str]:
     if run.missing:
         total = len(run.routers) * len(run.seeds)
         found.append(f"Unfinished: {run.num_finished} of {total} cells are done. Missing: {cell_list(run.missing)}.")
+    if run.unscored:
+        found.append(f"Not scored, having no causal form: {cell_list(run.unscored)}.")
+    if run.skipped:
+        found.append(f"Training skipped steps because a gradient was not finite: {cell_list(run.skipped)}.")
     if run.diverged:
         found.append(f"No finite validation figure, left out of every comparison: {cell_list(run.diverged)}.")
     found += _against_random(run)

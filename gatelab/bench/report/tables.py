@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from gatelab.bench.report.run import SCORE, Run, as_float
+from gatelab.bench.report.run import LEAKY, SCORE, Run, as_float
 from gatelab.bench.report.summary import difference, router_share, worst_layer
 from gatelab.bench.report.words import ABSENT, VERDICTS, interval, number, percent, quantity
 
@@ -57,7 +57,7 @@ def _last(value: float) -> float:
 
 def _remark(run: Run, name: str) -> str:
     """Seeds that are missing, and the figure that must not be ranked."""
-    known, leaky = len(run.values(name, SCORE)), run.mean(name, "as_trained_bits_per_byte")
+    known, leaky = len(run.values(name, SCORE)), run.mean(name, LEAKY)
     found = [f"{known} of {len(run.seeds)} seeds"] if known < len(run.seeds) else []
     return ", ".join(found + ([f"leaky: {number(leaky)}"] if math.isfinite(leaky) else []))
 
@@ -152,7 +152,7 @@ def seeds(run: Run, router: str) -> Table:
             as_float(cell[field])
             for field in (
                 SCORE,
-                "as_trained_bits_per_byte",
+                LEAKY,
                 "train_seconds",
                 "tokens_per_second",
                 "gate_seconds_per_step",

@@ -6,11 +6,9 @@ import math
 
 from gatelab.bench.report.figures.style import FAINT, INK, PAPER, Drawing, colours, name_rows, new_figure, plain_ticks
 from gatelab.bench.report.paired import SAME_WITHIN
-from gatelab.bench.report.run import SCORE, Run
+from gatelab.bench.report.run import LEAKY, SCORE, Run
 from gatelab.bench.report.summary import difference
 from gatelab.bench.report.words import count, interval, number
-
-LEAKY = "as_trained_bits_per_byte"
 
 
 def quality(run: Run) -> Drawing | None:
