@@ -1,14 +1,13 @@
 """From tensors to the transportation problem and back: the checks, the bounds, the grid, the certificate."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gatelab.kernels.transportation import Count, Grid, Problem, Solve, solve_from, violation
+from gatelab.kernels.transportation import Grid, Problem, Solver, solve_from, violation
 
 Bounds = Tensor | int | tuple[Tensor | int, Tensor | int] | None
 
@@ -32,18 +31,15 @@ class Assignment(NamedTuple):
 
 
 def assigned(
+    solver: Solver,
     scores: Tensor,
     capacity: Bounds,
     k: int,
     prices: Tensor | None,
     token_mask: Tensor | None,
     strict: bool,
-    *,
-    count: Count,
-    solve: Solve,
-    not_top_k: Callable[[Problem, np.ndarray, np.ndarray], float],
 ) -> Assignment:
-    """What every backend does around its `count`, `solve` (as in `solve_from`) and `not_top_k` (as in `violation`)."""
+    """`gatelab.kernels.balanced_assignment` with the solver of one backend."""
     values = scores.detach().cpu()
     real = None if token_mask is None else token_mask.detach().cpu().bool()
     if real is not None:
@@ -54,8 +50,8 @@ def assigned(
     problem = Problem(values.numpy(), lower, upper, k, _grid(values))
     starts = [np.zeros(E)] + ([] if prices is None else [_start(prices, problem.grid)])
     if T:
-        ids, found = solve_from(problem, starts, count, solve)
-        gap = violation(problem, ids, found, not_top_k(problem, ids, found))
+        ids, found = solve_from(problem, starts, solver)
+        gap = violation(problem, ids, found, solver)
         if gap != 0:
             raise RuntimeError(f"balanced_assignment missed the optimum by {gap}; please report the scores")
     else:

@@ -61,47 +61,55 @@ class Problem(NamedTuple):
         held = np.where(prices == prices[last], np.clip(above, 0, width), width * (prices > prices[last]))
         return np.append(prices, prices[last]), held, np.append(above - held, held.sum() - demand)
 
+    def overflow(self, prices: np.ndarray, loads: np.ndarray) -> int:
+        """How many assignments have to move."""
+        return np.maximum(self.hub(prices, loads)[2], 0).sum()
 
-Count = Callable[[Problem, np.ndarray], np.ndarray]
-Solve = Callable[[Problem, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+class Solver(NamedTuple):
+    """What a backend brings.
+
+    Attributes:
+        choose: each token's top k of scores − prices, in a form of the backend's own, and the loads (E,).
+        solve: the optimal `expert_ids` (T, k) and prices (E,), from some prices and what `choose` made of them.
+        not_top_k: by how much expert_ids (T, k) fail to be k distinct experts and a top-k set of scores − prices.
+    """
+
+    choose: Callable[[Problem, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    solve: Callable[[Problem, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    not_top_k: Callable[[Problem, np.ndarray, np.ndarray], float]
 
 
-def solve_from(problem: Problem, starts: list[np.ndarray], count: Count, solve: Solve) -> tuple[np.ndarray, np.ndarray]:
+def solve_from(problem: Problem, starts: list[np.ndarray], solver: Solver) -> tuple[np.ndarray, np.ndarray]:
     """Solve from the best of some start prices, or from better ones: any lead to the optimum, near ones sooner.
 
     Prices serve if few tokens sit on an over-full expert there (12 %, counted on a sample). Otherwise every fourth
     token is solved first, recursively, and its prices serve: no temperature, no step size.
 
-    Args:
-        problem: what to solve.
-        starts: prices (E,) on the grid, at least one.
-        count: the loads (E,) at given prices.
-        solve: the optimal `expert_ids` (T, k) and prices (E,), from given prices.
+    Returns:
+        The optimal expert_ids (T, k) and prices (E,), of mean 0: only their differences count, and carried from batch
+        to batch they shall not drift.
     """
     T, E = problem.scores.shape
     sample = problem.sample(max(1, T // max(2048, 16 * E)))
-    overflows = [np.maximum(sample.hub(start, count(sample, start))[2], 0).sum() for start in starts]
+    choices = [solver.choose(sample, start) for start in starts]
+    overflows = [sample.overflow(start, loads) for start, (_, loads) in zip(starts, choices, strict=True)]
     best = int(np.argmin(overflows))
-    prices = starts[best]
-    if overflows[best] > 0.12 * problem.k * len(sample.scores) and T * problem.k > 4 * E:
-        prices = solve_from(problem.sample(4), [prices], count, solve)[1]
-    ids, prices = solve(problem, prices)
-    # Only differences count; mean 0 keeps carried prices from drifting off.
+    prices, (choice, loads) = starts[best], choices[best]
+    far = overflows[best] > 0.12 * problem.k * len(sample.scores) and T * problem.k > 4 * E
+    if far:
+        prices = solve_from(problem.sample(4), [prices], solver)[1]
+    if far or sample is not problem:
+        choice, loads = solver.choose(problem, prices)
+    ids, prices = solver.solve(problem, prices, choice, loads)
     return ids, prices - problem.grid.round(prices.mean())
 
 
-def violation(problem: Problem, expert_ids: np.ndarray, prices: np.ndarray, not_top_k: float) -> float:
-    """By how much the optimality conditions are violated; 0 proves the assignment optimal on the grid.
-
-    Args:
-        problem: what was to solve.
-        expert_ids: (T, k).
-        prices: (E,).
-        not_top_k: by how much the experts of the tokens fail to be k distinct ones and a top-k set of scores − prices.
-    """
+def violation(problem: Problem, expert_ids: np.ndarray, prices: np.ndarray, solver: Solver) -> float:
+    """By how much the optimality conditions are violated; 0 proves the assignment (T, k) optimal on the grid."""
     loads = np.bincount(expert_ids.ravel(), minlength=len(prices))
-    broken = np.maximum(problem.lower - loads, 0).sum() + np.maximum(loads - problem.upper, 0).sum()
+    unmet = np.maximum(problem.lower - loads, 0).sum() + np.maximum(loads - problem.upper, 0).sum()
     could_take, could_give = prices[loads < problem.upper], prices[loads > problem.lower]
     slack = could_take.max() - could_give.min() if len(could_take) and len(could_give) else 0.0
     inexact = not (np.abs(prices) < 2.0**51 * problem.grid.unit).all()
-    return float(not_top_k + broken + max(slack, 0.0) + inexact)
+    return float(unmet + max(slack, 0.0) + inexact + solver.not_top_k(problem, expert_ids, prices))

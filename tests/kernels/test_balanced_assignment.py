@@ -176,17 +176,17 @@ def test_a_wrong_answer_does_not_pass_the_certificate(solver, monkeypatch):
         module = cpu
     scores = torch.tensor([[5.0, 3.0], [4.0, 1.0]])
 
-    def swapped(problem, prices):
+    def swapped(problem, prices, choice, loads):
         return np.array([[0], [1]]), prices
 
-    def unbalanced(problem, prices):
+    def unbalanced(problem, prices, choice, loads):
         return np.array([[0], [0]]), prices
 
-    def twice(problem, prices):
+    def twice(problem, prices, choice, loads):
         return np.array([[0, 0], [1, 1]]), prices
 
     for wrong, k in ((swapped, 1), (unbalanced, 1), (twice, 2)):
-        monkeypatch.setattr(module, "_solve", wrong)
+        monkeypatch.setattr(module, "_SOLVER", module._SOLVER._replace(solve=wrong))
         with pytest.raises(RuntimeError, match="missed the optimum"):
             balanced_assignment(scores, k=k)
 

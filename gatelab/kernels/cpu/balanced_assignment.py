@@ -7,7 +7,7 @@ import numpy as np
 
 from gatelab.kernels.assignment import Assignment, assigned
 from gatelab.kernels.reference import balanced_assignment as reference
-from gatelab.kernels.transportation import Problem
+from gatelab.kernels.transportation import Problem, Solver
 
 
 def balanced_assignment(scores, *, capacity=None, k=1, prices=None, token_mask=None, strict=False) -> Assignment:
@@ -16,7 +16,7 @@ def balanced_assignment(scores, *, capacity=None, k=1, prices=None, token_mask=N
         return reference.balanced_assignment(
             scores, capacity=capacity, k=k, prices=prices, token_mask=token_mask, strict=strict
         )
-    return assigned(scores, capacity, k, prices, token_mask, strict, count=_count, solve=_solve, not_top_k=_not_top_k)
+    return assigned(_SOLVER, scores, capacity, k, prices, token_mask, strict)
 
 
 @functools.cache
@@ -32,21 +32,16 @@ def _has_numba() -> bool:
     return True
 
 
-def _count(problem: Problem, prices: np.ndarray) -> np.ndarray:
-    return _choose(problem, prices)[1]
-
-
 def _choose(problem: Problem, prices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from gatelab.kernels.cpu._assignment_rows import choose
 
     return choose(_scores(problem), problem.k, prices, problem.upper)
 
 
-def _solve(problem: Problem, prices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _solve(problem: Problem, prices: np.ndarray, ids: np.ndarray, loads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from gatelab.kernels.cpu._assignment_arcs import Arcs, Members
     from gatelab.kernels.cpu._assignment_flow import Graph, Search, balance
 
-    ids, loads = _choose(problem, prices)
     prices, held, excess = problem.hub(prices, loads)
     if excess.any():
         E = len(loads)
@@ -71,3 +66,6 @@ def _scores(problem: Problem):
     from gatelab.kernels.cpu._assignment_rows import Scores
 
     return Scores(problem.scores, problem.grid.magic, problem.grid.forbidden)
+
+
+_SOLVER = Solver(_choose, _solve, _not_top_k)

@@ -14,21 +14,17 @@ import itertools
 import numpy as np
 
 from gatelab.kernels.assignment import Assignment, assigned
-from gatelab.kernels.transportation import Problem
+from gatelab.kernels.transportation import Problem, Solver
 
 
 def balanced_assignment(scores, *, capacity=None, k=1, prices=None, token_mask=None, strict=False) -> Assignment:
     """See `gatelab.kernels.balanced_assignment`."""
-    return assigned(scores, capacity, k, prices, token_mask, strict, count=_count, solve=_solve, not_top_k=_not_top_k)
+    return assigned(_SOLVER, scores, capacity, k, prices, token_mask, strict)
 
 
-def _count(problem: Problem, prices: np.ndarray) -> np.ndarray:
-    return _top_k_sets(problem, problem.grid.round(problem.scores), prices).sum(axis=0)
-
-
-def _top_k_sets(problem: Problem, q: np.ndarray, prices: np.ndarray) -> np.ndarray:
-    """Which token sits on which expert (T, E): its top k of q − prices, ties to the tied expert with most room."""
-    reduced = q - prices
+def _choose(problem: Problem, prices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which token sits on which expert (T, E), and the loads; a tie goes to the tied expert with most room."""
+    reduced = problem.grid.round(problem.scores) - prices
     kth = -np.partition(-reduced, problem.k - 1, axis=1)[:, problem.k - 1, None]
     on, tied = reduced > kth, reduced == kth
     missing = problem.k - on.sum(axis=1)
@@ -40,14 +36,13 @@ def _top_k_sets(problem: Problem, q: np.ndarray, prices: np.ndarray) -> np.ndarr
         roomiest = experts[np.argsort((loads - problem.upper)[experts], kind="stable")[: missing[t]]]
         on[t, roomiest] = True
         loads[roomiest] += 1
-    return on
+    return on, loads
 
 
-def _solve(problem: Problem, prices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _solve(problem: Problem, prices: np.ndarray, on: np.ndarray, loads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     q = problem.grid.round(problem.scores)
     T, E = q.shape
-    on = _top_k_sets(problem, q, prices)
-    p, held, excess = problem.hub(prices, on.sum(axis=0))
+    p, held, excess = problem.hub(prices, loads)
     width = problem.upper - problem.lower
     cost = np.full((E + 1, E + 1), np.inf)  # of each arc, the hub last
     token = np.full((E, E), -1)
@@ -125,3 +120,6 @@ def _not_top_k(problem: Problem, ids: np.ndarray, prices: np.ndarray) -> float:
     np.put_along_axis(reduced, ids, -np.inf, axis=1)
     distinct = np.isneginf(reduced).sum(axis=1)
     return np.maximum(reduced.max(axis=1) - worst_held, 0).sum() + (problem.k - distinct).sum()
+
+
+_SOLVER = Solver(_choose, _solve, _not_top_k)
