@@ -149,6 +149,13 @@ def test_another_configuration_is_refused_by_what_differs(tmp_path, text):
         run_here(tiny("random", steps=7), out, text)
 
 
+def test_another_text_is_another_configuration(tmp_path, text):
+    config, out = _run_dir(tmp_path, text)
+    text.write_text(text.read_text() + "# more\n")
+    with pytest.raises(BadInput, match="holds a run with text="):
+        run_here(config, out, text)
+
+
 def test_an_edited_gate_is_another_configuration(tmp_path, text):
     gate = tmp_path / "gate.py"
     gate.write_text("from gatelab.routers.recipes.baselines import random as Mine\n")
