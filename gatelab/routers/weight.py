@@ -20,7 +20,7 @@ class Renormalize(nn.Module):
 
     def forward(self, gates_TJ: Tensor, valid_TJ: Tensor, ctx: Context) -> Tensor:
         total = gates_TJ.sum(dim=-1, keepdim=True) + self.eps
-        # Unchosen giants can leave a chosen sum of 0 in float32 (0/0), and 1/sum² in the gradient overflows below 1e-19.
+        # Unchosen giants can leave a chosen sum of 0 in float32 (0/0); 1/sum² in the gradient overflows below 1e-19.
         return gates_TJ / total.clamp(min=1e-20)
 
     def extra_repr(self) -> str:
