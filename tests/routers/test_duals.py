@@ -90,7 +90,7 @@ def test_padding_is_left_out_of_the_quantiles(name):
         with gatelab.record(router) as tape:
             router(x, token_mask=m)
         gatelab.update_routers(tape)
-    a, b = (list(router.balance[0].buffers())[0] for router in (padded, plain))
+    a, b = (next(iter(router.balance[0].buffers())) for router in (padded, plain))
     torch.testing.assert_close(a, b)
     assert bool(a.any())
 
