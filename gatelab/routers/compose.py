@@ -66,6 +66,12 @@ DEFAULTS = {
     "weight": "renormalize",
     "balance": "switch",
 }
+# Parts that do not go with a default bring the one they need, unless that stage is named too.
+NEEDS = {
+    ("weight", "softmax"): {"activation": "none"},
+    ("activation", "none"): {"weight": "softmax"},
+    ("balance", "prices"): {"select": "balanced-assignment"},
+}
 
 
 def is_composition(name: str) -> bool:
@@ -98,7 +104,11 @@ def compose(name: str) -> Callable[..., Router]:
     Raises:
         ValueError: as `parse`.
     """
-    parts = DEFAULTS | parse(name)
+    named = parse(name)
+    parts = dict(DEFAULTS)
+    for choice in named.items():
+        parts |= NEEDS.get(choice, {})
+    parts |= named
 
     def make(hidden_size: int, num_experts: int, top_k: int = 2) -> Router:
         built = {s: STAGES[s][p](hidden_size, num_experts, top_k) for s, p in parts.items() if s != "activation"}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gatelab.routers.activation import Activation, probabilities, resolve_activation
 from gatelab.routers.balance import Balance
+from gatelab.routers.compatibility import check_compatible
 from gatelab.routers.context import Context, Selection
 from gatelab.routers.guarantees import Guarantees
 from gatelab.routers.inputs import check_finite, check_forced, rows, to_context
@@ -44,7 +45,7 @@ class Router(nn.Module):
             needs to know: `Experts(E - Z, ..., zero_computation=router.zero_computation)`.
 
     Raises:
-        ValueError: E is unknown, or a name is.
+        ValueError: E is unknown, or a name is; or two parts do not go together, with the reason.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Router(nn.Module):
         self.zero_computation: tuple[str, ...] = tuple(zero_computation)
         self.listeners: tuple[Listener, ...] = ()
         self._forwards_since_update = 0
+        check_compatible(self)
 
     @property
     def parts(self) -> list[Any]:

@@ -36,7 +36,7 @@ class SignBias(Balance):
 
     def __init__(self, num_experts: int, rate: float = 1e-3, centred: bool = False) -> None:
         super().__init__()
-        self.rate, self.centred = rate, centred
+        self.num_experts, self.rate, self.centred = num_experts, rate, centred
         self.register_buffer("bias", torch.zeros(num_experts))
 
     def adjust(self, scores_TE: Tensor, ctx: Context) -> Tensor:
@@ -97,7 +97,8 @@ class ProportionalBias(Balance):
             raise ValueError(
                 f"expected={expected} real experts of top_k={top_k} and {num_real}: choose a number between"
             )
-        self.top_k, self.rate, self.num_real, self.expected = top_k, rate, num_real, expected
+        self.num_experts, self.top_k, self.rate = num_experts, top_k, rate
+        self.num_real, self.expected = num_real, expected
         self.register_buffer("bias", torch.zeros(num_experts))
 
     def adjust(self, scores_TE: Tensor, ctx: Context) -> Tensor:

@@ -25,6 +25,7 @@ class Prices(Balance):
 
     def __init__(self, num_experts: int) -> None:
         super().__init__()
+        self.num_experts = num_experts
         self.register_buffer("prices", torch.zeros(num_experts))
 
     def adjust(self, scores_TE: Tensor, ctx: Context) -> Tensor:

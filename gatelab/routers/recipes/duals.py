@@ -38,6 +38,7 @@ def quantile_balancing(hidden_size: int, num_experts: int, top_k: int = 16) -> R
     """Prices that put each expert's cutoff where exactly its share of the last batch came; no rate, no loss.
 
     Deviations: prices act on the logits (as in Megatron), where Kimi K3 adds them to σ(z), which ties at large logits;
+    with top_k=1 the weight is σ(z), since renormalised it would be 1 and nothing would train the gate;
     the quantile is exact per micro-batch and the micro-batches' mean is taken (as in Megatron), where K3 adds up
     histograms over the global batch. So after gradient accumulation the prices are close to, but not, the whole
     batch's.
@@ -48,7 +49,7 @@ def quantile_balancing(hidden_size: int, num_experts: int, top_k: int = 16) -> R
         activation="sigmoid",
         select=TopK(top_k),
         select_on="logits",
-        weight=Renormalize(),
+        weight=Renormalize() if top_k > 1 else (),
         balance=[QuantilePrices(num_experts, top_k)],
     )
 
