@@ -113,7 +113,8 @@ def test_causal_fallback_selects_by_the_scores_that_were_learned_and_goes_away()
         with causal_fallback(model, top_k=2):
             assert gate.guarantees.causal
             assert isinstance(gate.select, TopK)
-            assert torch.equal(model(ids)[:, :-1], model(later)[:, :-1])
+            # Not to the bit: experts multiply other rows beside these, in blocks of other sizes.
+            torch.testing.assert_close(model(ids)[:, :-1], model(later)[:, :-1])
             routing = gate(torch.randn(1, 6, 16))
             best = routing.probabilities.topk(2).values
             assert torch.equal(routing.topk()[0].sort(descending=True).values, best)

@@ -45,7 +45,8 @@ def _solve(problem: Problem, prices: np.ndarray, ids: np.ndarray, loads: np.ndar
     prices, held, excess = problem.hub(prices, loads)
     if excess.any():
         E = len(loads)
-        room = np.maximum(loads, problem.upper)  # an expert gains tokens only up to its bound
+        # An expert that has tokens to give may take others for the hub first: its bound, and its excess on top.
+        room = problem.upper + np.maximum(excess[:-1], 0)
         members = Members(ids, np.empty_like(ids), np.empty(room.sum(), np.int32), np.cumsum(room) - room, 0 * loads)
         table = functools.partial(np.empty, (E + 1, E + 1))
         arcs = Arcs(table(), table(np.int32), table(), table(np.int32), np.empty(E), np.zeros(E))
