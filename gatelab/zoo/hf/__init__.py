@@ -1,0 +1,7 @@
+"""Hugging Face's MoE blocks as ours and back. None of it imports transformers: it reads what a block is.
+
+A block is taken apart without knowing its name. A copy of it with random router tensors and stubs for experts
+(`shadow.py`) is run on a few batches; what it hands to its experts tells how it routes (`gate.py`), what it makes of
+their output how it is wired (`wiring.py`), and its experts' own answer what they compute (`experts.py`). Readers in
+`families/` take the blocks that work otherwise. Whatever was read is proved on the block itself (`verify.py`).
+"""

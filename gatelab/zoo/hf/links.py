@@ -1,0 +1,78 @@
+"""Which tensor of ours is made of which of theirs: read one way to convert, the other way to write back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Link:
+    """One of our tensors, by name in the `MoE`, and the tensors of the block that hold the same numbers.
+
+    Attributes:
+        ours: name in the `MoE`.
+        theirs: names in the block.
+        pull: their tensors, by name, to ours.
+        push: writes ours into theirs, in place.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    pull: Callable[[Mapping[str, Tensor]], Tensor]
+    push: Callable[[Tensor, Mapping[str, Tensor]], object]
+
+
+def same(ours: str, theirs: str, shape: Sequence[int] | None = None) -> Link:
+    """The same numbers, in our `shape` if theirs differs in dimensions of 1."""
+    return Link(
+        ours,
+        (theirs,),
+        lambda named: named[theirs] if shape is None else named[theirs].reshape(*shape),
+        lambda tensor, named: named[theirs].copy_(tensor.reshape(named[theirs].shape)),
+    )
+
+
+def module_links(ours: str, theirs: str, module: nn.Module) -> list[Link]:
+    """Links of a module that is kept as it is, `ours` and `theirs` being its name on either side."""
+    return [same(f"{ours}.{name}", f"{theirs}.{name}") for name in module.state_dict()]
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers that are saved, by name."""
+    return module.state_dict(keep_vars=True)
+
+
+def fill(moe: nn.Module, block: nn.Module, links: Iterable[Link]) -> None:
+    """Give a `MoE` on the meta device the numbers, dtypes, devices and `requires_grad` of a block.
+
+    Raises:
+        RuntimeError: a tensor of ours has no link.
+    """
+    theirs, missing = tensors(block), tensors(moe)
+    for link in links:
+        owner_name, _, name = link.ours.rpartition(".")
+        owner, old = moe.get_submodule(owner_name), missing.pop(link.ours)
+        sources = {source: theirs[source] for source in link.theirs}
+        with torch.no_grad():
+            value = link.pull(sources).clone().contiguous()
+        if isinstance(old, nn.Parameter):
+            learns = any(source.requires_grad for source in sources.values())
+            owner.register_parameter(name, nn.Parameter(value, learns))
+        else:
+            setattr(owner, name, value.to(old.dtype))
+    for name in [name for name, tensor in missing.items() if not tensor.numel()]:
+        del missing[name]
+    if missing:
+        raise RuntimeError(f"no link for {', '.join(missing)}")
+
+
+def write(moe: nn.Module, block: nn.Module, links: Iterable[Link]) -> None:
+    """Copy the numbers of a `MoE` into the tensors of the block, in place and in their dtype."""
+    ours, theirs = tensors(moe), tensors(block)
+    with torch.no_grad():
+        for link in links:
+            link.push(ours[link.ours], theirs)

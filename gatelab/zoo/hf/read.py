@@ -1,0 +1,179 @@
+"""Reading a block: its wiring, its gate, its experts."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from gatelab.layers.moe import MoE
+from gatelab.routers.balance import InputJitter, ProportionalBias, SignBias
+from gatelab.routers.router import Router
+from gatelab.routers.select import HashTable
+from gatelab.zoo.hf.activation import numbers_of
+from gatelab.zoo.hf.blocks import EXPERTS, router_of
+from gatelab.zoo.hf.capture import Choices
+from gatelab.zoo.hf.errors import UnsupportedBlock
+from gatelab.zoo.hf.experts import Answers, find_experts
+from gatelab.zoo.hf.families import READERS
+from gatelab.zoo.hf.gate import Evidence, find_gate
+from gatelab.zoo.hf.links import Link, module_links
+from gatelab.zoo.hf.plan import Plan, Spot
+from gatelab.zoo.hf.shadow import Shadow, Sighting
+from gatelab.zoo.hf.shared import find_shared
+from gatelab.zoo.hf.wiring import Wiring, find_wiring
+from gatelab.zoo.hf.wrappers import Between
+
+TOKEN_IDS = "input_ids"
+SCALES = (1.0, 25.0, 4.0, 0.1)  # of the hidden states; the first two decide what experts compute
+EXTREME = 100.0
+
+
+def read(block: nn.Module) -> Plan:
+    """Take a block apart: by a reader of its kind if there is one, else by its structure.
+
+    Raises:
+        UnsupportedBlock: it works in a way that is not understood.
+    """
+    for reader in READERS:
+        if (plan := reader(block)) is not None:
+            return plan
+    return read_structure(block)
+
+
+def read_structure(block: nn.Module) -> Plan:
+    """Take apart a block with a router and experts.
+
+    Raises:
+        UnsupportedBlock: it works in a way that is not understood.
+    """
+    children = dict(block.named_children())
+    router = router_of(block)
+    if EXPERTS not in children or router is None:
+        raise UnsupportedBlock("it has no children that are its router and its experts")
+    shadow = Shadow(block, EXPERTS, router, hidden_size(children[router]))
+    seen, evidence = observe(shadow, block)
+    vectors = {n: t for n, t in shadow.routing_tensors.items() if "." not in n and t.shape == (shadow.hidden_size,)}
+    wiring = find_wiring(seen[0], vectors)
+    gate = find_gate(evidence.scaled(wiring.factor))
+    with torch.no_grad():
+        logits = gate.router(seen[0].x, token_ids=evidence.batches[0].token_ids).router_logits
+    answers = [ask(children[EXPERTS], sighting) for sighting in seen[:2]]
+    columns = gate.router.num_experts
+    experts, expert_links, kinds = find_experts(children[EXPERTS], f"{EXPERTS}.", block, answers, columns)
+    finish_router(gate.router, evidence, kinds, weights_on_input=answers[0].weights_on_input)
+    shared, shared_links = find_shared(wiring.shared, wiring.offset, shadow, seen[:2], block, "shared")
+    links = [*gate.links, *expert_links, *shared_links]
+    if wiring.before or wiring.after or wiring.finish:
+        experts, links = between(block, wiring, experts, shared, links)
+        shared = None if wiring.finish else shared
+    moe = MoE(gate.router.to("meta"), experts, shared)
+    table = gate.router.select.table if isinstance(gate.router.select, HashTable) else None
+    return Plan(
+        moe,
+        links,
+        seen[0].x,
+        seen[0].output,
+        token_ids=None if table is None else TOKEN_IDS,
+        vocabulary=0 if table is None else table.shape[0],
+        logits_at=logits_at(seen[0].router, logits),
+    )
+
+
+def logits_at(returned: Any, logits_TE: Tensor) -> Spot | None:
+    """Where among what a router returned its raw logits are."""
+    many = returned if isinstance(returned, tuple) else (returned,)
+    for i, tensor in enumerate(many):
+        if isinstance(tensor, Tensor) and tensor.shape[-1:] == logits_TE.shape[-1:]:
+            rows = tensor.reshape(-1, tensor.shape[-1]).float()
+            if rows.shape == logits_TE.shape and torch.allclose(rows, logits_TE, 1e-4, 1e-5):
+                return Spot(i if isinstance(returned, tuple) else None, tensor.dim())
+    return None
+
+
+def hidden_size(router: nn.Module) -> int:
+    """D: what the router's matrices read."""
+    widths = {p.shape[1] for p in router.parameters() if p.dim() == 2 and p.shape[0] > 1}
+    if len(widths) != 1:
+        raise UnsupportedBlock(f"its router has matrices of {len(widths)} widths; one is understood")
+    return widths.pop()
+
+
+def observe(shadow: Shadow, block: nn.Module) -> tuple[list[Sighting], Evidence]:
+    """Run the copy on hidden states of several sizes, and on some that make every logit low."""
+    batches = [shadow.batch(scale) for scale in SCALES]
+    for matrix in shadow.routing_tensors.values():
+        if matrix.dim() == 2 and matrix.shape[1] == shadow.hidden_size:
+            down = -torch.linalg.pinv(matrix.detach().cpu().double()).sum(1).float()
+            batches += [shadow.batch(0.3, depth * down) for depth in (15.0, 40.0)]
+    batches.append(shadow.batch(EXTREME))
+    seen, chosen = [], []
+    for x in batches:
+        ids = token_ids(shadow, block, x)
+        sighting = shadow.see(x, {} if ids is None else {TOKEN_IDS: ids})
+        seen.append(sighting)
+        chosen.append(Choices(x, sighting.experts.ids, sighting.experts.weights, ids))
+    tables = {n: t for n, t in shadow.block.state_dict().items() if not t.is_floating_point()}
+    numbers = {**numbers_of(block), **numbers_of(block.get_submodule(shadow.router_name))}
+    return seen, Evidence(chosen[:-1], chosen[-1], {**shadow.routing_tensors, **tables}, numbers)
+
+
+def token_ids(shadow: Shadow, block: nn.Module, x: Tensor) -> Tensor | None:
+    """Random (B, S) ids for a block that takes them and has a table to look them up in."""
+    router = block.get_submodule(shadow.router_name)
+    tables = [t for t in router.buffers() if t.dim() == 2 and not t.is_floating_point()]
+    if not tables or TOKEN_IDS not in inspect.signature(block.forward).parameters:
+        return None
+    return torch.randint(tables[0].shape[0], x.shape[:-1], generator=shadow.generator).to(x.device)
+
+
+def ask(experts: nn.Module, seen: Sighting) -> Answers:
+    """What the real experts answer to what the stub was given."""
+    dtype = next(experts.parameters()).dtype
+
+    def native(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    with torch.no_grad():
+        answer = experts(*map(native, seen.args), **{name: native(value) for name, value in seen.kwargs.items()})
+    call = seen.experts
+    y = call.summed(answer)
+    return Answers(native(call.given), call.ids, native(call.weights), y, call.weights_on_input)
+
+
+def finish_router(router: Router, evidence: Evidence, kinds: tuple[str, ...], *, weights_on_input: bool) -> None:
+    """What evaluation does not show: kinds of experts, and what acts in training alone."""
+    router.zero_computation, router.weights_on_input = kinds, weights_on_input
+    E, K = router.num_experts, evidence.k
+    balance = cast("nn.ModuleList", router.balance)
+    if kinds and len(balance) and isinstance(balance[0], SignBias):
+        real = E - len(kinds)
+        balance[0] = ProportionalBias(E, K, rate=1e-3, num_real=real, expected=K * real / E)
+    noise = [eps for eps in evidence.named("jitter") if eps not in (0, getattr(router.select, "eps", 0))]
+    if noise:
+        balance.append(InputJitter(noise[0]))
+
+
+def between(
+    block: nn.Module, wiring: Wiring, experts: nn.Module, shared: nn.Module | None, links: Iterable[Link]
+) -> tuple[Between, list[Link]]:
+    """Experts with the block's own modules around them, and the links by their new names."""
+    inner = shared if wiring.finish else None
+    chains = (wiring.before, wiring.after, wiring.finish)
+    copies = [[copy.deepcopy(block.get_submodule(name)) for name in chain] for chain in chains]
+    around = Between(copies[0], experts, copies[1], copies[2], inner)
+    moved = [
+        replace(link, ours=f"experts.{link.ours}")
+        if link.ours.startswith("experts.") or (inner is not None and link.ours.startswith("shared."))
+        else link
+        for link in links
+    ]
+    for place, chain, modules in zip(("before", "after", "finish"), chains, copies, strict=True):
+        for i, (name, module) in enumerate(zip(chain, modules, strict=True)):
+            moved += module_links(f"experts.{place}.{i}", name, module)
+    return around, moved

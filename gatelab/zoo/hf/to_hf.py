@@ -1,0 +1,58 @@
+"""`to_hf`: the numbers of a converted layer back into a block."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from gatelab.zoo.hf.blocks import find_blocks, is_block
+from gatelab.zoo.hf.host import hosted
+from gatelab.zoo.hf.links import tensors, write
+from gatelab.zoo.hf.read import read
+
+
+def to_hf(moe: nn.Module, block: nn.Module) -> nn.Module:
+    """Write weights back: the inverse of `from_hf`, after training or any other change of numbers.
+
+    Args:
+        moe: what `from_hf` made of such a block, or of a whole model.
+        block: receives the numbers, in its own dtype and layout: a block, or a model of the same shape.
+
+    Returns:
+        `block`.
+
+    Raises:
+        UnsupportedBlock: the block is not one that `from_hf` converts.
+        ValueError: the layer has other tensors than one made of this block: its router was swapped, or sizes differ.
+    """
+    if is_block(block):
+        _write(moe, block, type(block).__name__)
+        return block
+    converted = hosted(moe)
+    for name, inner in find_blocks(block).items():
+        if name in converted:
+            _write(converted[name], inner, name)
+    missing = converted.keys() - find_blocks(block).keys()
+    if missing or not converted:
+        what = f"{min(missing)} of the converted model is no block in the other" if missing else "moe was not converted"
+        raise ValueError(f"{what}; pass the result of from_hf and a model of the same shape")
+    # What is not a block's is shared by name.
+    theirs = tensors(block)
+    with torch.no_grad():
+        for name, tensor in tensors(moe).items():
+            if name in theirs:
+                theirs[name].copy_(tensor)
+    return block
+
+
+def _write(moe: nn.Module, block: nn.Module, name: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        plan = read(block)
+    ours, wanted = ({n: tuple(t.shape) for n, t in tensors(m).items()} for m in (moe, plan.moe))
+    if ours != wanted:
+        differing = min(n for n in ours.keys() | wanted.keys() if ours.get(n) != wanted.get(n))
+        raise ValueError(
+            f"{differing} is {ours.get(differing, 'missing')} in moe, {wanted.get(differing, 'nowhere')} in {name}; "
+            "to_hf takes back only what from_hf made of such a block"
+        )
+    write(moe, block, plan.links)
