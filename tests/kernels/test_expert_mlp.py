@@ -3,6 +3,7 @@
 Axes: T tokens, D hidden size, E experts, K experts per token, I intermediate size, J features out of `up_proj`.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -271,17 +272,23 @@ def test_deterministic() -> None:
         assert torch.equal(second[name], tensor), name
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_one_core_gives_the_same() -> None:
     arguments = make(T=3500, D=48, I=40, K=2)
-    expected, threads = y_and_gradients(arguments, "cpu"), torch.get_num_threads()
+    expected = y_and_gradients(arguments, "cpu")
     torch.set_num_threads(1)
-    try:
-        actual = y_and_gradients(arguments, "cpu")
-    finally:
-        torch.set_num_threads(threads)
-    assert_equal(actual, expected, TOLERANCE[torch.float32])
+    assert_equal(y_and_gradients(arguments, "cpu"), expected, TOLERANCE[torch.float32])
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_inference_mode() -> None:
     arguments = make(T=3500, D=48, I=40, K=2)
     expected = kernels.expert_mlp(**arguments).detach()
@@ -346,18 +353,15 @@ def test_shares_of_experts() -> None:
     assert _cores._split([0, 0, 0], 2) == [range(0), range(2)]
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_an_error_on_another_core_is_raised() -> None:
-    if torch.get_num_threads() == 1:
-        torch.set_num_threads(2)
-
     def work(experts: range) -> None:
         if 1 in experts:
             raise RuntimeError("expert 1")
 
-    threads = torch.get_num_threads()
     with pytest.raises(RuntimeError, match="expert 1"):
         _cores.run(work, [0, 10, 20], 1 << 40)
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
 
 
 def test_memory_is_recycled_once_no_tensor_uses_it() -> None:
