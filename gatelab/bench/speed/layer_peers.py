@@ -54,7 +54,7 @@ def another_function(hidden_size: int, intermediate_size: int, num_experts: int,
     """Installed peers of the same sizes that compute something else: st-moe-pytorch drops what exceeds a capacity."""
     if importlib.util.find_spec("st_moe_pytorch") is None:
         return {}
-    from st_moe_pytorch import MoE as SparseMoE
+    from st_moe_pytorch import MoE as SparseMoE  # pyright: ignore[reportMissingImports]
 
     sizes: dict[str, Any] = {"num_experts": num_experts, "gating_top_n": top_k}
     sizes["expert_hidden_mult"] = 1.5 * intermediate_size / hidden_size + 1e-6  # it takes two thirds of it
