@@ -8,7 +8,7 @@ import gatelab
 from gatelab import Router, kernels
 from gatelab.routers.balance import QuantilePrices, SweptPrices
 from gatelab.routers.balance.quantile import expert_cutoff
-from gatelab.routers.score import NoScore
+from gatelab.routers.score import LinearScore
 from gatelab.routers.select import TopK
 
 
@@ -121,7 +121,7 @@ def test_the_cutoff_is_what_the_share_exceeds():
 
 @pytest.mark.parametrize("part", [QuantilePrices(3, 3), SweptPrices(3, 3)])
 def test_with_every_expert_chosen_there_is_nothing_to_price(part):
-    router = Router(score=NoScore(4, 3), select=TopK(3), balance=[part])
+    router = Router(score=LinearScore(4, 3), select=TopK(3), balance=[part])
     assert stepped(router, torch.randn(1, 6, 4)).tolist() == [0, 0, 0]
 
 

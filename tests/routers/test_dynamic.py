@@ -9,7 +9,7 @@ import gatelab
 from gatelab import Router
 from gatelab.routers.balance import QuantileThreshold, SparsityLoss
 from gatelab.routers.routing import Summary
-from gatelab.routers.score import NoScore
+from gatelab.routers.score import LinearScore
 from gatelab.routers.select import Positive, TopP
 
 
@@ -182,8 +182,8 @@ class TestExpertThreshold:
 
 
 def test_positive_may_choose_nothing():
-    router = Router(score=NoScore(4, 3), activation="relu", select=Positive())
-    routing = router(torch.randn(5, 4))
+    router = Router(score=LinearScore(4, 3), activation="relu", select=Positive())
+    routing = router(torch.zeros(5, 4))
     assert int(routing.requested.sum()) == 0
     assert not routing.to_dense().any()
     assert not router.guarantees.dropless
