@@ -30,7 +30,8 @@ def use(backend: str) -> Iterator[None]:
         ValueError: `backend` is none of `reference`, `cpu`, `triton`.
     """
     global _forced
-    previous, _forced = _forced, _checked(backend, "backend")
+    _load(_checked(backend, "backend"))
+    previous, _forced = _forced, backend
     try:
         yield
     finally:

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
+from gatelab.kernels import flops
 from gatelab.kernels.cpu._expert_backward import backward
 from gatelab.kernels.cpu._expert_forward import Arguments, forward
 from gatelab.kernels.reference.expert_mlp import expert_mlp as reference
@@ -140,3 +142,5 @@ def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
 
 _forward.register_autograd(_gradients, setup_context=_save)
 _backward.register_autograd(_no_second_derivative)
+register_flop_formula(torch.ops.gatelab.expert_mlp_cpu, get_raw=True)(flops.expert_mlp_forward)
+register_flop_formula(torch.ops.gatelab.expert_mlp_cpu_backward, get_raw=True)(flops.expert_mlp_backward)
