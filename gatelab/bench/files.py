@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +33,21 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(remedy: str) -> Iterator[None]:
+    """For what others write inside the block.
+
+    Raises:
+        CannotWrite: full disk, read-only directory; names the file.
+    """
+    try:
+        yield
+    except CannotWrite:
+        raise
+    except OSError as error:
+        raise CannotWrite(f"cannot write {error.filename}: {error.strerror or error}; {remedy}") from error
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -1,9 +1,12 @@
 """A run that is killed, starved or meddled with: nothing finished is lost, nothing broken is read."""
 
+import ctypes
 import json
 import multiprocessing
 import random
 import resource
+import subprocess
+import sys
 import time
 
 import pytest
@@ -210,3 +213,38 @@ def _read(path):
             return file.read()
     except OSError:
         return ""
+
+
+# Root may write anywhere unless it gives up the capabilities that say so; a child that runs a program has lost them.
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
+
+
+def _gatelab_bound_by_permissions(*arguments):
+    def drop():
+        for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+            ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+    command = [sys.executable, "-m", "gatelab", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, preexec_fn=drop)
+
+
+def test_a_read_only_directory_is_one_line_and_loses_nothing(tmp_path, text):
+    tmp_path.chmod(0o555)
+    command = ["compare", "--routers", "random", "--steps", "1", "--seeds", "1", "--text", text]
+    ended = _gatelab_bound_by_permissions(*command, "--out", tmp_path / "run")
+    tmp_path.chmod(0o755)
+    assert ended.returncode == 2
+    assert ended.stderr.endswith(f"gatelab: --out {tmp_path}/run cannot be written: Permission denied; pass another\n")
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_read_only_report_is_one_line(tmp_path, text):
+    _, out = _run_dir(tmp_path, text)
+    out.chmod(0o555)
+    ended = _gatelab_bound_by_permissions("report", out)
+    elsewhere = _gatelab_bound_by_permissions("report", out, "--out", tmp_path / "elsewhere")
+    out.chmod(0o755)
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert ended.stderr.startswith(f"gatelab: cannot write {out}/figures: Permission denied; results.json is whole")
+    assert elsewhere.returncode == 0
+    assert (tmp_path / "elsewhere/report.html").exists()

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from gatelab.bench.commands.output import json_option, print_json, progress
 from gatelab.bench.compare import compare as run_comparison
 from gatelab.bench.config import CompareConfig, flag
-from gatelab.bench.errors import BadInput, CannotWrite
+from gatelab.bench.errors import BadInput
 from gatelab.routers.compose import factorial
 
 
@@ -57,6 +57,8 @@ def compare(
     A factorial: --vary score=linear,attention,cosine,lfa --hold select=topk. Stages: score, activation, select, weight,
     balance; a stage not named is as in topk-softmax.
     """
+    from gatelab.bench.report import write_report  # matplotlib, a second
+
     names = _factorial(vary, hold) or tuple(name.strip() for name in routers.split(",") if name.strip())
     config = CompareConfig(routers=names, first_seed=seed, **numbers)
     done: dict[tuple[str, int], int] = {}
@@ -68,7 +70,7 @@ def compare(
             bar.update(task, description=f"{router}, seed {seed}", completed=sum(done.values()))
 
         results = run_comparison(config, out, text=text, on_step=on_step)
-        page = _report(results, out)
+        page = write_report(results, out)
     if as_json:
         print_json(results)
     else:
@@ -85,12 +87,3 @@ def _factorial(vary: tuple[str, ...], hold: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(factorial(vary, hold))
     except ValueError as error:
         raise BadInput(str(error)) from error
-
-
-def _report(results: dict[str, Any], out: Path) -> Path:
-    from gatelab.bench.report import write_report
-
-    try:
-        return write_report(results, out)
-    except OSError as error:
-        raise CannotWrite(f"cannot write the report: {error}; `gatelab report {out}` makes it again") from error

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from gatelab.bench.commands.output import json_option, print_json
+from gatelab.bench.commands.output import json_option, print_json, seed_option
 from gatelab.bench.errors import BadInput
 from gatelab.routers.registry import Description, describe_router, list_routers
 
@@ -19,6 +19,7 @@ COLUMNS = ("router", "causal", "token-wise", "max load", "dropless", "experts pe
 
 @click.command("list")
 @click.argument("pattern", default="*")
+@seed_option
 @json_option
 def list_gates(pattern: str, as_json: bool) -> None:
     """The catalogue: what every gate promises and what it costs.

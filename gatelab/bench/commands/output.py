@@ -16,6 +16,14 @@ from gatelab.bench.files import plain
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")
 
+seed_option = click.option(
+    "--seed",
+    type=int,
+    default=0,
+    expose_value=False,
+    help="For scripts that pass it to every command; nothing is drawn at random here.",
+)
+
 
 def print_json(value: Any) -> None:
     print(json.dumps(plain(value), indent=1, allow_nan=False))

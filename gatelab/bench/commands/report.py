@@ -7,19 +7,21 @@ from typing import Any
 
 import click
 
-from gatelab.bench.commands.output import json_option, print_json
+from gatelab.bench.commands.output import json_option, print_json, seed_option
 from gatelab.bench.errors import BadInput
 from gatelab.bench.files import read_json
-from gatelab.bench.report import write_comparison, write_report
 
 
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("other", metavar="[DIR2]", required=False, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write [default: the last directory named].")
+@seed_option
 @json_option
 def report(directory: Path, other: Path | None, out: Path | None, as_json: bool) -> None:
     """Render a finished or half-finished run again, or compare two runs."""
+    from gatelab.bench.report import write_comparison, write_report  # matplotlib, a second
+
     runs = [_results(path) for path in (directory, other) if path is not None]
     out = out or other or directory
     try:
