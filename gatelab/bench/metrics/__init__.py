@@ -16,6 +16,7 @@ from gatelab.bench.metrics.counts import LabelCounts, co_activation, count_by_la
 from gatelab.bench.metrics.gate import ExpertsPerToken, experts_per_token, gate_entropy, top1_margin
 from gatelab.bench.metrics.load import (
     coefficient_of_variation,
+    coverage,
     dead_experts,
     effective_experts,
     gini,
@@ -39,6 +40,7 @@ __all__ = [
     "co_activation_rate",
     "coefficient_of_variation",
     "count_by_label",
+    "coverage",
     "dead_experts",
     "domain_specialization",
     "drop_rate",

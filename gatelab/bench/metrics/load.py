@@ -137,3 +137,19 @@ def dead_experts(tokens_per_expert_E: Tensor, threshold: float = 0.0) -> Tensor:
         raise ValueError(f"threshold={threshold} must be in [0, 1): a share of the mean load, 0 = no assignment at all")
     n_E = loads(tokens_per_expert_E)
     return (n_E <= threshold * n_E.mean(-1, keepdim=True)).sum(-1)
+
+
+def coverage(tokens_per_expert_E: Tensor) -> Tensor:
+    """Share of the assignments that fall on the m busiest experts, m = 1…E: Σ_{r ≤ m} π_(r) over the loads in falling
+    order (the Lorenz curve, Lorenz 1905, from its upper end).
+
+    What a cache of m experts would serve if it held the right ones.
+
+    Args:
+        tokens_per_expert_E: `(..., E)` counts.
+
+    Returns:
+        `(..., E)` rising to 1; m/E at perfect balance.
+    """
+    shares_E = _relative_loads(tokens_per_expert_E) / tokens_per_expert_E.shape[-1]
+    return shares_E.sort(-1, descending=True).values.cumsum(-1)
