@@ -217,6 +217,44 @@ def test_they_are_one_linear_program(name, worse_by):
     assert unpriced > 1.05 * values[-1]
 
 
+def offset_batches(offsets: int, updates: int):
+    """The stationary stream: logits N(0, 1) plus offsets N(0, 1) drawn once; E = 16, T = 4096."""
+    generator = torch.Generator().manual_seed(offsets)
+    offset_E = torch.randn(16, generator=generator)
+    for _ in range(updates):
+        yield torch.randn(4096, 16, generator=generator) + offset_E
+
+
+@pytest.mark.parametrize("offsets", range(3))
+@pytest.mark.parametrize("name", ["bip", "quantile-balancing", "balanced-assignment"])
+def test_a_stationary_stream_is_balanced_within_20_updates(name, offsets):
+    router = over_logits(name, 16, 2)
+    batches = offset_batches(offsets, 21)
+    violations = []
+    for z in batches:
+        violations.append(max_violation(router.eval()(z)))  # by the prices of the batches before
+        stepped(router, z)
+    assert violations[0] > 2
+    assert min(violations[:20]) < 0.1
+    # What stays is chance: a load of 512 has a standard deviation of 21, and the largest of 16 is often 2 above.
+    assert sum(violations[-10:]) / 10 < 0.15
+
+
+@pytest.mark.parametrize("offsets", range(3))
+def test_sweeps_on_the_batch_itself_do_not_drift(offsets):
+    router = over_logits("bip", 16, 2).train()
+    violations = []
+    for z in offset_batches(offsets, 20):
+        violations.append(max_violation(router(z)))
+        stepped(router, z)
+    assert max(violations[2:]) < 0.1
+
+
+def max_violation(routing) -> float:
+    load_E = routing.tokens_per_expert.double()
+    return float(load_E.max() / load_E.mean() - 1)
+
+
 def test_rows_of_padding_do_not_dilute_the_prices_of_the_assignment():
     z = torch.randn(3, 12, 4, generator=torch.Generator().manual_seed(12)) + torch.arange(4.0)
     mask = torch.ones(3, 12)

@@ -95,9 +95,9 @@ class SweptPrices(Balance):
     The clamp comes from "at most KT/E" in the program: q can only press popular experts down.
 
     State: `prices` (E,), 0 at first; the sweeps start from it; after a step the mean of its micro-batches' solutions,
-    which is not the solution of the whole batch, less the least of them. (Deviation: the program does not see a
-    constant in q as long as p > 0, and sweeps that go on from where the last batch ended let q drift up until p is 0
-    and the balance is lost: MaxVio 0.6 after 20 batches of docs/duals.md's stream.)
+    which is not the solution of the whole batch. (Deviation: after each sweep the least q is subtracted from all. The
+    program does not see a constant in q as long as p > 0, and sweeps that go on from where the last batch ended let q
+    drift up until p is 0 and the balance is lost: MaxVio 0.6 after 20 batches of docs/duals.md's stream.)
 
     Args:
         num_experts: E.
@@ -131,11 +131,12 @@ class SweptPrices(Balance):
         for _ in range(self.sweeps):
             cutoff_T1 = token_cutoff(scores_TE - prices_E, self.top_k).clamp(min=0)
             prices_E = expert_cutoff(scores_TE - cutoff_T1, self.top_k, ctx.mask_T).clamp(min=0)
+            prices_E = prices_E - prices_E.min()
         return torch.where(has_tokens(ctx), prices_E.to(self.prices.dtype), self.prices)
 
     def update(self, summaries: Sequence[Summary]) -> None:
         if (prices_E := mean_statistic(summaries, "swept_prices")) is not None:
-            self.prices.copy_(prices_E - prices_E.min())
+            self.prices.copy_(prices_E)
 
     def guarantees(self, training: bool) -> Guarantees:
         return Guarantees(causal=not training, token_wise=not training, stateful=True)
