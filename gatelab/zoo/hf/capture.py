@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gatelab.routers.routing import Routing
 from gatelab.zoo.hf.errors import UnsupportedBlock
 
 
@@ -77,8 +78,29 @@ def expert_call(x_TD: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _dense(x_TD: Tensor, weighed_ETD: Tensor) -> ExpertCall:
-    dense_TE = ((weighed_ETD * x_TD).sum(-1) / x_TD.square().sum(-1)).T
+    x = x_TD.float()
+    dense_TE = ((weighed_ETD * x).sum(-1) / x.square().sum(-1)).T
     K = int((dense_TE != 0).sum(1).max())
     weights, ids = dense_TE.topk(K, dim=1)
     ids = torch.where(weights != 0, ids, -1)
     return ExpertCall(x_TD, ids, weights, lambda answer: answer.reshape(weighed_ETD.shape).sum(0), True)
+
+
+def marks(ids_TK: Tensor, num_experts: int) -> Tensor:
+    """(T, E) bool: the experts of each token, from ids with -1 = none."""
+    marked = torch.zeros(len(ids_TK), num_experts + 1, dtype=torch.bool, device=ids_TK.device)
+    return marked.scatter(1, torch.where(ids_TK >= 0, ids_TK, num_experts), True)[:, :num_experts]
+
+
+def dense(ids_TK: Tensor, weights_TK: Tensor, num_experts: int) -> Tensor:
+    """(T, E) weights, from ids with -1 = none."""
+    columns = torch.where(ids_TK >= 0, ids_TK, num_experts)
+    weights = weights_TK.nan_to_num()
+    return weights.new_zeros(len(ids_TK), num_experts + 1).scatter_add(1, columns, weights)[:, :num_experts]
+
+
+def others(ids_TK: Tensor, weights_TK: Tensor, routing: Routing) -> Tensor:
+    """(T,) bool: tokens for which we choose other experts, those aside whose weight vanishes in the block's dtype."""
+    E, vanishing = routing.num_experts, torch.finfo(weights_TK.dtype).tiny
+    matters = (dense(ids_TK, weights_TK, E).abs() > vanishing) | (routing.to_dense().abs() > vanishing)
+    return ((marks(ids_TK, E) != marks(routing.topk()[1], E)) & matters).any(1)

@@ -10,9 +10,11 @@ from gatelab.zoo.hf.blocks import find_blocks, is_block
 from gatelab.zoo.hf.errors import NotOneLayer, UnsupportedBlock
 from gatelab.zoo.hf.host import host
 from gatelab.zoo.hf.links import fill
+from gatelab.zoo.hf.pair import evaluating
 from gatelab.zoo.hf.plan import Plan
+from gatelab.zoo.hf.precision import Precision, precisions
 from gatelab.zoo.hf.read import read
-from gatelab.zoo.hf.verify import Difference, dtype_of, verify
+from gatelab.zoo.hf.verify import Difference, verify
 
 
 def from_hf(module: nn.Module) -> nn.Module:
@@ -68,27 +70,29 @@ def convert(block: nn.Module) -> tuple[MoE, Plan]:
         if any(p.is_meta for p in block.parameters()):
             raise UnsupportedBlock("it is on the meta device; give it weights first")
         # Parts draw initial numbers that nobody sees; the caller's generator must not notice.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), evaluating(block):
             plan = read(block)
-        moe = plan.moe
-        fill(moe, block, plan.links)
-        moe.train(block.training)
-        _prove(block, moe, plan)
+            moe = plan.moe.eval()
+            fill(moe, block, plan.links)
+            _prove(block, moe, plan)
     except UnsupportedBlock as error:
         raise type(error)(f"{type(block).__name__} cannot be converted: {error}") from error
-    return moe, plan
+    except Exception as error:
+        reason = f"on random hidden states it fails with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise UnsupportedBlock(f"{type(block).__name__} cannot be converted: {reason}") from error
+    return moe.train(block.training), plan
 
 
 def _prove(block: nn.Module, moe: MoE, plan: Plan) -> None:
-    """Verify; and find out in which dtype the block's gate runs, which only a model in another than float32 tells."""
-    found: dict[torch.dtype, Difference] = {}
+    """Verify, in the precision in which the block's gate works."""
+    found: dict[Precision, Difference] = {}
     failures: list[UnsupportedBlock] = []
-    for dtype in dict.fromkeys((torch.float32, dtype_of(block))):
-        moe.router.gate_dtype = dtype
+    for precision in precisions(block, moe, plan):
+        precision.give(moe)
         try:
-            found[dtype] = verify(block, moe, plan)
+            found[precision] = verify(block, moe, plan)
         except UnsupportedBlock as error:
             failures.append(error)
     if not found:
         raise failures[0]
-    moe.router.gate_dtype = min(found, key=lambda dtype: (found[dtype].experts, found[dtype].output))
+    min(found, key=lambda precision: (found[precision].experts, found[precision].output)).give(moe)

@@ -102,6 +102,10 @@ def find_experts(
     if len(matrices) not in (2, 3):
         raise UnsupportedBlock(f"its experts have {len(matrices)} matrices each; two or three are understood")
     E, D = min(stack.num_experts for stack in matrices), answers[0].x.shape[1]
+    # Large hidden states overflow float16 in some experts.
+    answers = [answer for answer in answers if bool(answer.y.isfinite().all())]
+    if not answers:
+        raise UnsupportedBlock("what its experts answer is not finite; give it weights first")
     with torch.no_grad():
         output = _output(experts, prefix, {n for s in (*matrices, *vectors) for n in s.names})
         for formula in formulas(matrices, vectors, named, D, partial(activations, experts, block), output):

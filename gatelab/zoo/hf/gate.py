@@ -19,10 +19,10 @@ from gatelab.routers.router import Router
 from gatelab.routers.score import LinearScore
 from gatelab.routers.select import GroupLimitedTopK, HashTable, SparseMixer, TopK
 from gatelab.routers.weight import Renormalize, Scale, SoftmaxOverChosen
-from gatelab.zoo.hf.capture import Choices
+from gatelab.zoo.hf.capture import Choices, dense, marks, others
 from gatelab.zoo.hf.errors import UnsupportedBlock
 from gatelab.zoo.hf.links import Link, same
-from gatelab.zoo.hf.parts import FixedCapacity, RenormalizeAtLeast, ScaledScore, UnitNorm, ZeroedGroupsTopK
+from gatelab.zoo.hf.parts import ArgMax, FixedCapacity, RenormalizeAtLeast, ScaledScore, UnitNorm, ZeroedGroupsTopK
 
 ACTIVATIONS = ("softmax", "sigmoid", "sqrt-softplus", "none")
 # What keeps a sum of scores away from 0, in released code.
@@ -145,10 +145,14 @@ def _explanations(score: LinearScore, evidence: Evidence) -> Iterator[tuple[str,
 
 def _normalizers(activation: str, evidence: Evidence) -> Iterator[list[nn.Module | None]]:
     """What may become of the gates; of the variants of one, the first that fits is enough."""
-    small = (*EPSILONS, *(number for number in evidence.numbers.values() if 0 < number < 0.01))
+    numbers = sorted({number for number in evidence.numbers.values() if number > 0})
     yield [None]
-    yield [Renormalize(), *(Renormalize(eps) for eps in small), *(RenormalizeAtLeast(m) for m in small)]
-    yield [UnitNorm(2.0)]
+    yield [
+        Renormalize(),
+        *(Renormalize(eps) for eps in (*EPSILONS, *numbers)),
+        *(RenormalizeAtLeast(minimum) for minimum in (*EPSILONS, *numbers)),
+    ]
+    yield [UnitNorm(p) for p in (2.0, *numbers)]
     if activation == "none":
         yield [SoftmaxOverChosen()]
 
@@ -156,9 +160,9 @@ def _normalizers(activation: str, evidence: Evidence) -> Iterator[list[nn.Module
 def _scaled(normalizer: nn.Module | None, gates: list[Tensor], evidence: Evidence) -> list[nn.Module] | None:
     """The weight parts, if the weights are a constant times what they give."""
     base = [g if normalizer is None else normalizer(g, torch.ones_like(g, dtype=torch.bool), None) for g in gates]
-    constant = float((evidence.batches[0].weights / base[0]).median())
-    for predicted, batch in zip(base, evidence.batches, strict=True):
-        live = batch.rows[:, None] & (batch.ids >= 0)
+    chosen = [batch.rows[:, None] & (batch.ids >= 0) for batch in evidence.batches]
+    constant = float((evidence.batches[0].weights / base[0])[chosen[0]].median())
+    for predicted, batch, live in zip(base, evidence.batches, chosen, strict=True):
         error, size = (constant * predicted - batch.weights)[live].abs(), batch.weights[live].abs()
         if live.any() and not bool((error <= CLOSE * size.max()).all()):
             return None
@@ -188,23 +192,21 @@ def _choice(
                 if bias is not None:
                     balance, bias_links = [SignBias(E)], [same("router.balance.0.bias", bias, (E,))]
                     balance[0].bias.copy_(evidence.tensors[bias].detach().flatten())
-                router = Router(
-                    score=score,
-                    activation=activation,
-                    select=select,
-                    select_on=select_on,
-                    weight=weight,
-                    balance=balance,
-                )
-                gates.append(
-                    Gate(
-                        router,
-                        [*links, *select_links, *bias_links],
-                        agreement(router, [*evidence.batches, evidence.extreme]),
+                try:
+                    router = Router(
+                        score=score,
+                        activation=activation,
+                        select=select,
+                        select_on=select_on,
+                        weight=weight,
+                        balance=balance,
                     )
-                )
-    best = max(gates, key=_preference)
-    return best if best.agreement else None
+                except ValueError:  # parts that do not go together explain nothing
+                    continue
+                alike = agreement(router, [*evidence.batches, evidence.extreme])
+                gates.append(Gate(router, [*links, *select_links, *bias_links], alike))
+    best = max(gates, key=_preference, default=None)
+    return best if best is not None and best.agreement else None
 
 
 def _preference(gate: Gate) -> tuple[float, bool]:
@@ -220,7 +222,7 @@ def _selections(E: int, evidence: Evidence) -> Iterator[tuple[nn.Module, list[Li
             yield kind(k, E, *evidence.groups, "max"), []
     for capacity in evidence.named("capacity"):
         if any(bool((b.ids < 0).any()) for b in evidence.batches):
-            yield FixedCapacity(TopK(k), int(capacity)), []
+            yield FixedCapacity(TopK(k) if k > 1 else ArgMax(), int(capacity)), []
     if evidence.batches[0].token_ids is not None:
         for name in evidence.tables():
             yield HashTable(evidence.tensors[name], E), [same("router.select.table", name)]
@@ -239,9 +241,9 @@ def _sparse_mixer(score: LinearScore, links: list[Link], evidence: Evidence) -> 
 
 def _weighs(router: Router, batch: Choices) -> bool:
     with torch.no_grad():
-        dense = router.eval()(batch.x, token_ids=batch.token_ids).to_dense()
-    wanted = torch.zeros_like(dense).scatter_add(1, batch.ids.clamp(min=0), batch.weights)
-    return bool(((dense - wanted).abs() <= CLOSE * wanted.max()).all())
+        ours = router.eval()(batch.x, token_ids=batch.token_ids).to_dense()
+    wanted = dense(batch.ids, batch.weights, router.num_experts)
+    return bool(((ours - wanted).abs() <= CLOSE * wanted.max()).all())
 
 
 def agreement(router: Router, batches: Iterable[Choices]) -> float:
@@ -251,20 +253,10 @@ def agreement(router: Router, batches: Iterable[Choices]) -> float:
         with torch.no_grad():
             routing = router.eval()(batch.x, token_ids=batch.token_ids)
         E, T = router.num_experts, len(batch.ids)
-        chosen, ours = marks(batch.ids, E), marks(routing.topk()[1], E)
-        theirs = torch.zeros(T, E + 1, device=chosen.device)
-        theirs.scatter_add_(1, torch.where(batch.ids >= 0, batch.ids, E), batch.weights.nan_to_num())
-        matters = (theirs[:, :E] != 0) | (routing.to_dense() != 0)
-        differ = ((chosen != ours) & matters).any(1) & batch.rows
+        differ = others(batch.ids, batch.weights, routing) & batch.rows
         # Two nearly equal scores may fall either way.
         if int(differ.sum()) > T // 40:
             return 0.0
-        alike += int((chosen == ours).all(1).sum())
+        alike += int((marks(batch.ids, E) == marks(routing.topk()[1], E)).all(1).sum())
         tokens += T
     return alike / tokens
-
-
-def marks(ids_TK: Tensor, num_experts: int) -> Tensor:
-    """(T, E) bool: the experts of each token, from ids with -1 = none."""
-    marked = torch.zeros(len(ids_TK), num_experts + 1, dtype=torch.bool, device=ids_TK.device)
-    return marked.scatter(1, torch.where(ids_TK >= 0, ids_TK, num_experts), True)[:, :num_experts]

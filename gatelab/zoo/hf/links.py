@@ -46,6 +46,11 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
     return module.state_dict(keep_vars=True)
 
 
+def dtype_of(block: nn.Module) -> torch.dtype:
+    """Of the largest parameter."""
+    return max(block.parameters(), key=lambda p: p.numel()).dtype
+
+
 def fill(moe: nn.Module, block: nn.Module, links: Iterable[Link]) -> None:
     """Give a `MoE` on the meta device the numbers, dtypes, devices and `requires_grad` of a block.
 
@@ -64,10 +69,13 @@ def fill(moe: nn.Module, block: nn.Module, links: Iterable[Link]) -> None:
             owner.register_parameter(name, nn.Parameter(value, learns))
         else:
             setattr(owner, name, value.to(old.dtype))
-    for name in [name for name, tensor in missing.items() if not tensor.numel()]:
-        del missing[name]
-    if missing:
-        raise RuntimeError(f"no link for {', '.join(missing)}")
+    like = max(theirs.values(), key=lambda tensor: tensor.numel())
+    for full_name, old in missing.items():
+        if old.numel():
+            raise RuntimeError(f"no link for {full_name}")
+        owner_name, _, name = full_name.rpartition(".")
+        empty = torch.empty(old.shape, dtype=like.dtype, device=like.device)
+        moe.get_submodule(owner_name).register_parameter(name, nn.Parameter(empty))
 
 
 def write(moe: nn.Module, block: nn.Module, links: Iterable[Link]) -> None:

@@ -87,6 +87,18 @@ class ZeroedGroupsTopK(GroupLimitedTopK):
         return Selection(torch.where(open_TG[:, :, None], scores_TGe, 0).flatten(1).topk(self.k, dim=-1).indices)
 
 
+class ArgMax(nn.Module):
+    """The best expert; of equals the one with the lowest id, where `TopK` takes any (Switch in half precision)."""
+
+    k = 1
+
+    def forward(self, scores_TE: Tensor, ctx: Context) -> Selection:
+        return Selection(scores_TE.argmax(dim=-1, keepdim=True))
+
+    def guarantees(self, training: bool) -> Guarantees:
+        return Guarantees(experts_per_token=1)
+
+
 class FixedCapacity(nn.Module):
     """Any selection, of which each expert keeps the first `capacity` tokens of every sequence.
 

@@ -84,6 +84,13 @@ class Sighting:
         return call.given.reshape(T, -1), call.returned.reshape(T, -1)
 
 
+def stubbed(block: nn.Module, experts: str, generator: torch.Generator) -> tuple[nn.Module, Stub]:
+    """A copy of a block in evaluation mode, with a stub in the place of the child that holds its experts."""
+    stub = Stub(generator)
+    memo: dict[int, Any] = {id(block.get_submodule(experts)): stub}
+    return copy.deepcopy(block, memo).eval(), stub
+
+
 class Shadow:
     """A block's copy, and what it does.
 
@@ -96,10 +103,9 @@ class Shadow:
 
     def __init__(self, block: nn.Module, experts: str, router: str, hidden_size: int) -> None:
         self.generator = torch.Generator().manual_seed(0)
-        self.stub = Stub(self.generator)
         self.router_name, self.experts_name, self.hidden_size = router, experts, hidden_size
-        memo: dict[int, Any] = {id(block.get_submodule(experts)): self.stub}
-        self.block = copy.deepcopy(block, memo).float().eval()
+        copied, self.stub = stubbed(block, experts, self.generator)
+        self.block = copied.float()
         self.device = next(block.parameters()).device
         with torch.no_grad():
             for tensor in self.tensors.values():
@@ -117,11 +123,15 @@ class Shadow:
         return {n: t for n, t in self.tensors.items() if n.startswith(f"{self.router_name}.") or "." not in n}
 
     def random(self, like: Tensor) -> Tensor:
-        """Matrices that keep a vector's size; biases that sway but do not rule; scales around 1."""
+        """Matrices that keep a vector's size; scales around 1; biases that often overrule a softmax, not always.
+
+        Experts chosen for their bias have small scores, which show what keeps their sum from 0.
+        """
         noise = torch.randn(like.shape, generator=self.generator)
         if like.squeeze().dim() >= 2:
             return (noise / math.sqrt(like.shape[-1])).to(like.device)
-        return (0.2 * noise + (1.0 if like.numel() == 1 else 0.0)).to(like.device)
+        favour = 1.0 if like.numel() == 1 else 0.7 * torch.randint(2, like.shape, generator=self.generator)
+        return (0.2 * noise + favour).to(like.device)
 
     def batch(self, scale: float = 1.0, shift: Tensor | None = None) -> Tensor:
         """(B, S, D) of normal numbers times `scale`, plus a (D,) shift."""

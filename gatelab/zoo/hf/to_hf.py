@@ -8,6 +8,7 @@ from torch import nn
 from gatelab.zoo.hf.blocks import find_blocks, is_block
 from gatelab.zoo.hf.host import hosted
 from gatelab.zoo.hf.links import tensors, write
+from gatelab.zoo.hf.pair import evaluating
 from gatelab.zoo.hf.read import read
 
 
@@ -46,7 +47,7 @@ def to_hf(moe: nn.Module, block: nn.Module) -> nn.Module:
 
 
 def _write(moe: nn.Module, block: nn.Module, name: str) -> None:
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), evaluating(block):
         plan = read(block)
     ours, wanted = ({n: tuple(t.shape) for n, t in tensors(m).items()} for m in (moe, plan.moe))
     if ours != wanted:
