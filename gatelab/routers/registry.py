@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +50,12 @@ class Recipe:
     def doc(self) -> str:
         """The recipe's docstring: the equation, every deviation, when to prefer it."""
         return inspect.cleandoc(self.make.__doc__ or "")
+
+    @property
+    def deviations(self) -> str:
+        """What the docstring says after "Deviations:"; empty if it names none."""
+        said = re.search(r"Deviations?[^:.]*:\s+(.*?)(?=\sPrefer\b|\n\n|\Z)", self.doc, re.DOTALL)
+        return " ".join(said[1].split()) if said else ""
 
 
 _RECIPES: dict[str, Recipe] = {}
@@ -193,7 +200,7 @@ class Description:
     """What a gate is, promises and costs; `str()` of it reads well.
 
     Attributes:
-        name, source, equation, doc: of the recipe.
+        name, source, equation, doc, deviations: of the recipe.
         training, evaluation: its guarantees in either mode.
         hidden_size, num_experts: D and E at which the cost was counted.
         num_parameters: learned numbers.
@@ -204,6 +211,7 @@ class Description:
     source: str
     equation: str
     doc: str
+    deviations: str
     training: Guarantees
     evaluation: Guarantees
     hidden_size: int
@@ -212,7 +220,15 @@ class Description:
     flops_per_token: int
 
     def __str__(self) -> str:
-        lines = [self.name, "=" * len(self.name), self.equation, "", self.doc, "", f"Source: {self.source}"]
+        lines = [
+            self.name,
+            "=" * len(self.name),
+            self.equation,
+            "",
+            self.doc,
+            "",
+            f"Source: {self.source or 'not given'}",
+        ]
         for mode, g in (("training", self.training), ("evaluation", self.evaluation)):
             lines.append(f"In {mode}: " + ", ".join(f"{key}={value}" for key, value in vars(g).items()))
         cost = f"{self.num_parameters:,} parameters, {self.flops_per_token:,} FLOPs per token"
@@ -235,6 +251,7 @@ def describe_router(
         source=found.source,
         equation=found.equation,
         doc=found.doc,
+        deviations=found.deviations,
         training=router.train().guarantees,
         evaluation=router.eval().guarantees,
         hidden_size=hidden_size,

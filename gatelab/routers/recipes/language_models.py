@@ -203,6 +203,7 @@ def llama4(hidden_size: int, num_experts: int, top_k: int = 1, *, switch_coeffic
     "hunyuan-large",
     source="Hunyuan-Large, arXiv 2411.02265, §2.2.2; released code",
     equation="p = softmax(W x);  S = argmax p;  w = p;  overflow goes to random experts with room",
+    top_k="fixed",
 )
 def hunyuan_large(
     hidden_size: int,
