@@ -19,7 +19,7 @@ def bip(hidden_size: int, num_experts: int, top_k: int = 2, *, sweeps: int = 4) 
     In training each batch is routed by prices solved on it, so the load is nearly even from the first step, and a
     token's experts depend on the others of its batch: causal in evaluation only, with the prices of the last step.
     After gradient accumulation the prices are the mean of the micro-batches', not those of the whole batch. Weights are
-    not renormalised. Deviation: after each sweep the least price is subtracted from all, else they drift (`SweptPrices`).
+    not renormalised. Deviation: the least price is subtracted from all after each sweep, as they drift otherwise.
     Prefer `quantile-balancing`, which is the same step without the clamp, causal in training too.
     """
     return Router(
