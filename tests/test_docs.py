@@ -21,6 +21,12 @@ def test_readme_blocks_run():
     assert len(BLOCKS) >= 3
 
 
+def test_the_page_on_training_runs():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, {})
+
+
 def test_readme_shows_the_example_file():
     code = (ROOT / "examples" / "mygate.py").read_text(encoding="utf-8")
     assert any(block.strip() in code for block in BLOCKS)

@@ -1,6 +1,7 @@
 """State after gradient accumulation: exactly the whole batch's where counts add up, and said so where it cannot be."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,6 +52,13 @@ def states(name: str, pieces: int) -> tuple[dict, dict]:
 
 def test_every_stateful_gate_is_in_one_of_the_two_lists():
     assert stateful() == EXACT | AVERAGED
+
+
+@pytest.mark.parametrize(("mark", "names"), [("exact", EXACT), ("averaged", AVERAGED)])
+def test_the_page_on_training_has_both_lists(mark, names):
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    said = page.partition(f"<!-- {mark} -->")[2].partition(f"<!-- /{mark} -->")[0]
+    assert set(re.findall(r"`([^`]+)`", said)) == names
 
 
 @pytest.mark.parametrize("name", sorted(EXACT))
