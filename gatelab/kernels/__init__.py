@@ -7,14 +7,17 @@ from gatelab.kernels.expert_mlp import expert_mlp
 from gatelab.kernels.group_by_expert import group_by_expert
 from gatelab.kernels.local_filter import local_filter
 from gatelab.kernels.sinkhorn import sinkhorn
+from gatelab.kernels.topk_gate import TopKGate, topk_gate
 
 __all__ = [
     "Assignment",
+    "TopKGate",
     "attention_gate",
     "balanced_assignment",
     "expert_mlp",
     "group_by_expert",
     "local_filter",
     "sinkhorn",
+    "topk_gate",
     "use",
 ]

@@ -1,7 +1,8 @@
 """Which implementation of a primitive runs: `reference`, `cpu` or `triton`.
 
 A backend is a package `gatelab.kernels.<backend>` whose modules are named after the primitives they implement, each
-with one function of that name and the public signature. A primitive that a backend lacks comes from `reference`.
+with one function of that name and the public signature. A primitive that a backend lacks comes from `reference`;
+`balanced_assignment`, which solves on the CPU whatever the device, from `cpu` when the backend is `triton`.
 """
 
 import contextlib
@@ -12,7 +13,17 @@ from collections.abc import Callable, Iterator
 
 BACKENDS = ("reference", "cpu", "triton")
 PACKAGE = "gatelab.kernels"
-PRIMITIVES = ("attention_gate", "balanced_assignment", "expert_mlp", "group_by_expert", "local_filter", "sinkhorn")
+PRIMITIVES = (
+    "attention_gate",
+    "balanced_assignment",
+    "expert_mlp",
+    "group_by_expert",
+    "local_filter",
+    "sinkhorn",
+    "topk_gate",
+)
+# Every other device has `reference`, CUDA too until `make gpu-check` has passed on a GPU: then add "cuda": "triton".
+DEFAULTS = {"cpu": "cpu"}
 _forced: str | None = None
 
 
@@ -50,7 +61,7 @@ def backend_for(device_type: str) -> str:
         return _forced
     if wanted := _from_environment():
         return wanted
-    return {"cpu": "cpu"}.get(device_type, "reference")
+    return DEFAULTS.get(device_type, "reference")
 
 
 # Read once a process would make the variable deaf to a test's monkeypatch; read under torch.compile it would be a
@@ -62,9 +73,15 @@ def _from_environment() -> str | None:
 
 
 def implementation(primitive: str, device_type: str) -> Callable:
-    """The function that computes `primitive` (its name, e.g. `"expert_mlp"`) on tensors of `device_type`."""
+    """The function that computes `primitive` (its name, e.g. `"expert_mlp"`) on tensors of `device_type`.
+
+    Raises:
+        ImportError: the backend in force needs a package that is not installed.
+        RuntimeError: it does not run on that device in this process.
+    """
     backend = backend_for(device_type)
     _load(backend)
+    _check_device(backend, primitive, device_type)
     return _tables[backend][primitive]
 
 
@@ -77,11 +94,17 @@ _tables: dict[str, dict[str, Callable]] = {}
 def _load(backend: str) -> bool:
     if backend not in _tables:
         own = {module.name for module in pkgutil.iter_modules(importlib.import_module(f"{PACKAGE}.{backend}").__path__)}
+        lent = {"balanced_assignment": "cpu"} if backend == "triton" else {}
+        sources = {name: backend if name in own else lent.get(name, "reference") for name in PRIMITIVES}
         _tables[backend] = {
-            primitive: getattr(
-                importlib.import_module(f"{PACKAGE}.{backend if primitive in own else 'reference'}.{primitive}"),
-                primitive,
-            )
-            for primitive in PRIMITIVES
+            name: getattr(importlib.import_module(f"{PACKAGE}.{source}.{name}"), name)
+            for name, source in sources.items()
         }
+    return True
+
+
+@_constant
+def _check_device(backend: str, primitive: str, device_type: str) -> bool:
+    if _tables[backend][primitive].__module__ == f"{PACKAGE}.triton.{primitive}":
+        importlib.import_module(f"{PACKAGE}.triton").check_device(device_type)
     return True
