@@ -22,11 +22,15 @@ def launch(kernel, programs: int, tensor: Tensor, *arguments, elements: int, **c
     """
     if programs == 0:
         return
-    # Triton launches on the current device, which need not be the tensor's.
-    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
+    with device_of(tensor):
         warps = min(max(elements // 512, 1), 16)
         # Said here because Triton 3.9 warns that the default will change.
         kernel[(programs,)](tensor, *arguments, **constants, num_warps=warps, enable_fp_fusion=True)
+
+
+def device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Makes the tensor's device the current one, on which Triton launches."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def num_programs(device: torch.device) -> int:
