@@ -11,9 +11,10 @@ from gatelab.bench.commands.flops import flops
 from gatelab.bench.commands.list import list_gates
 from gatelab.bench.commands.report import report
 from gatelab.bench.commands.speed import speed
+from gatelab.bench.commands.trace import trace
 from gatelab.bench.errors import BadInput, CannotWrite, CellFailed
 
-COMMANDS = (list_gates, compare, speed, flops, report)
+COMMANDS = (list_gates, compare, speed, flops, trace, report)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110})

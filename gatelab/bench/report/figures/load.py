@@ -29,7 +29,7 @@ def load_by_gate(run: Run) -> Drawing | None:
     for axes, (name, layer) in zip(panels(grid, len(chosen)), chosen.items(), strict=True):
         _heat_map(axes, layer)
         axes.set_title(short(name, 26), loc="left", fontweight="bold", pad=3)
-    _scale(scale)
+    draw_scale(scale)
     said = "; ".join(f"{name} {_spread(layer)}" for name, layer in chosen.items())
     return Drawing(
         "load",
@@ -51,7 +51,7 @@ def load_by_layer(run: Run, router: str, name: str) -> Drawing | None:
     for axes, layer in zip(panels(grid, len(layers), columns=1), layers, strict=True):
         _heat_map(axes, layer)
         axes.set_title(short(layer["name"], 40), loc="left", pad=3)
-    _scale(scale)
+    draw_scale(scale)
     said = "; ".join(f"{layer['name']} {_spread(layer)}" for layer in layers)
     return Drawing(
         name,
@@ -92,7 +92,7 @@ def _heat_map(axes: Axes, layer: dict[str, Any]) -> None:
     plain_ticks(axes, "xy", most=4)
 
 
-def _scale(figure: Any) -> None:
+def draw_scale(figure: Any) -> None:
     """The colours' meaning, once under all panels."""
     axes = figure.subplots()
     gradient = np.linspace(-SPREAD, SPREAD, 64)[None]
