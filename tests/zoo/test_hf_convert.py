@@ -351,5 +351,5 @@ def test_a_block_that_fails_by_itself_is_refused_with_its_own_error():
     block = tiny_block("longcat_flash", "LongcatFlashMoE", num_experts_per_tok=1)
     with pytest.raises(ValueError, match="not enough values"):
         block(torch.randn(2, 3, 32))
-    with pytest.raises(UnsupportedBlock, match="on random hidden states it fails with ValueError: not enough values"):
+    with pytest.raises(UnsupportedBlock, match="random hidden states fails with ValueError: not enough values"):
         from_hf(block)

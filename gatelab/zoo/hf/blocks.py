@@ -47,9 +47,14 @@ def is_block(module: nn.Module) -> bool:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a decoder layer has router and experts among its own children."""
-    children = dict(module.named_children())
-    return "self_attn" in children and EXPERTS in children and router_of(module) is not None
+    """Whether a decoder layer has router and experts among its own children, and a router with numbers."""
+    children, router = dict(module.named_children()), router_of(module)
+    return "self_attn" in children and EXPERTS in children and router is not None and has_tensors(children[router])
+
+
+def has_tensors(module: nn.Module) -> bool:
+    """Whether a module has parameters; what stands for a converted router has none."""
+    return any(True for _ in module.parameters())
 
 
 def router_of(block: nn.Module) -> str | None:

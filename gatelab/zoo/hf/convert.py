@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from gatelab.layers.moe import MoE
 from gatelab.zoo.hf.blocks import find_blocks, is_block
 from gatelab.zoo.hf.errors import NotOneLayer, UnsupportedBlock
-from gatelab.zoo.hf.host import host
+from gatelab.zoo.hf.host import host, hosted
 from gatelab.zoo.hf.links import fill
 from gatelab.zoo.hf.pair import evaluating
 from gatelab.zoo.hf.plan import Plan
@@ -28,12 +30,14 @@ def from_hf(module: nn.Module) -> nn.Module:
     the block's output to 1e-5 of its largest entry in float32, and every token the same experts.
 
     Deviations in training: noise on the block's input (`router_jitter_noise`) is noise on what the gate reads, the
-    experts read the clean input; a bias on the selection moves in `gatelab.update_routers`, where transformers leaves
-    it; balance losses stay the model's business (`router_aux_loss_coef`), though they see no router logits any more.
+    experts read the clean input; dropout inside experts (Switch) is left out; a bias on the selection moves in
+    `gatelab.update_routers`, where transformers leaves it. The balance loss of a model (`output_router_logits`) goes on
+    working on our logits.
 
     Args:
         module: a block, or anything that holds blocks: a model, a decoder layer. What holds them is changed in place,
-            all of it or, when one block is refused, nothing.
+            all of it or, when one block is refused, nothing. A model then saves under our names, to be loaded into one
+            that was converted likewise; `to_hf` gives one that saves as ever.
 
     Returns:
         The `MoE`, or the same `module` with a `MoE` behind every block's name.
@@ -53,10 +57,15 @@ def from_hf(module: nn.Module) -> nn.Module:
         except UnsupportedBlock as error:
             raise UnsupportedBlock(f"{name}: {error}") from error
     if not converted:
-        reason = passed_by[0] if passed_by else "it holds no experts"
+        done = hosted(module)
+        reason = f"its {len(done)} are converted already" if done else "it holds no experts"
+        reason = passed_by[0] if passed_by else reason
         raise UnsupportedBlock(f"{type(module).__name__} has no MoE block to convert: {reason}")
     for name, (block, moe, plan) in converted.items():
         host(module, name, block, moe, plan)
+    if callable(save := getattr(module, "save_pretrained", None)):
+        # Else transformers would split and rename our tensors as if they were the block's.
+        vars(module)["save_pretrained"] = partial(save, save_original_format=False)
     return module
 
 
@@ -78,8 +87,10 @@ def convert(block: nn.Module) -> tuple[MoE, Plan]:
     except UnsupportedBlock as error:
         raise type(error)(f"{type(block).__name__} cannot be converted: {error}") from error
     except Exception as error:
-        reason = f"on random hidden states it fails with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise UnsupportedBlock(f"{type(block).__name__} cannot be converted: {reason}") from error
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise UnsupportedBlock(
+            f"{type(block).__name__} cannot be converted: running it on random hidden states fails with {reason}"
+        ) from error
     return moe.train(block.training), plan
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gatelab.layers.moe import MoE
 from gatelab.routers.routing import Routing
 from gatelab.zoo.hf.blocks import EXPERTS, Branch, router_of
-from gatelab.zoo.hf.plan import Plan, Spot, first
+from gatelab.zoo.hf.plan import Plan, first
+from gatelab.zoo.hf.tap import taps
 
 
 class HostedMoE(nn.Module):
@@ -39,10 +38,10 @@ class HostedMoE(nn.Module):
         self.flat = y.dim() == 1
         others = plan.output[1:] if isinstance(plan.output, tuple) else None
         self.others = None if others is None else [isinstance(t, Tensor) for t in others]
-        self.tap = None if plan.logits_at is None else router_of(block)
-        if self.tap is not None and plan.logits_at is not None:
-            # Under the router's own name, by which some models look for it.
-            self.add_module(self.tap, _tap(block.get_submodule(self.tap), plan.logits_at))
+        found = taps(block, moe, plan)
+        self.taps = tuple(found)
+        for name, tap in found.items():
+            self.add_module(name, tap)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(self.arguments[1:], args, strict=False)), **kwargs}
@@ -52,8 +51,8 @@ class HostedMoE(nn.Module):
             token_ids=None if self.token_ids is None else given[self.token_ids],
             previous=None if self.previous is None else given.get(self.previous),
         )
-        if self.tap is not None:
-            self.get_submodule(self.tap)(routing.router_logits, x.shape[:-1])
+        for tap in self.taps:
+            self.get_submodule(tap)(routing.router_logits, x.shape[:-1])
         y = y.flatten() if self.flat else y.reshape(-1, self.hidden_size) if self.rows else y
         if self.previous is not None:
             return y, routing  # the caller hands the second on to the next layer, unopened
@@ -79,37 +78,17 @@ class HostedExperts(nn.Module):
 class HostedRouter(nn.Module):
     """The router of the `MoE` that `HostedExperts` holds; hands on its Routing where weights were."""
 
-    def __init__(self, experts: HostedExperts) -> None:
+    def __init__(self, experts: HostedExperts, tap: nn.Module | None) -> None:
         super().__init__()
         # Not registered: its tensors are the experts' child's.
         self.__dict__["experts"] = experts
+        self.tap = tap
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Routing, None]:
         routing = self.__dict__["experts"].moe.router(hidden_states)
+        if self.tap is not None:
+            self.tap(routing.router_logits, hidden_states.shape[:-1])
         return routing.router_logits, routing, None
-
-
-class _Emit:
-    """Returns logits (T, E) where a router returned its own, in the shape it did."""
-
-    def __init__(self, spot: Spot) -> None:
-        self.spot = spot
-
-    def __call__(self, logits: Tensor, batch: torch.Size) -> Any:
-        if self.spot.dim > 2:
-            logits = logits.view(*batch, -1)
-        return logits if self.spot.index is None else (*[None] * self.spot.index, logits)
-
-
-def _tap(router: nn.Module, spot: Spot) -> nn.Module:
-    """The block's router without its tensors, for transformers to find and to record logits from.
-
-    With `output_router_logits` a model records what modules of its router's class return, and takes its balance loss
-    from that. The tap is of that class, keeps hooks that are there already, and returns our logits in their place.
-    """
-    tap = copy.copy(router)
-    vars(tap).update(_parameters={}, _buffers={}, _modules={}, forward=_Emit(spot))
-    return tap
 
 
 def host(model: nn.Module, name: str, block: nn.Module, moe: MoE, plan: Plan) -> None:
@@ -120,8 +99,10 @@ def host(model: nn.Module, name: str, block: nn.Module, moe: MoE, plan: Plan) ->
         return
     layer = model.get_submodule(name.rpartition(".")[0])
     experts = HostedExperts(moe).train(training)
+    router = router_of(layer) or ""
+    tap = taps(block, moe, plan).get(router_of(block) or "")
     setattr(layer, EXPERTS, experts)
-    setattr(layer, router_of(layer) or "", HostedRouter(experts).train(training))
+    setattr(layer, router, HostedRouter(experts, tap).train(training))
 
 
 def hosted(model: nn.Module) -> dict[str, MoE]:

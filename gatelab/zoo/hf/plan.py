@@ -12,14 +12,6 @@ from gatelab.zoo.hf.links import Link
 
 
 @dataclass(frozen=True)
-class Spot:
-    """A place in what a router returns: the index in a tuple, or None; and how many dimensions stand there."""
-
-    index: int | None
-    dim: int
-
-
-@dataclass(frozen=True)
 class Plan:
     """A block as ours, without its numbers.
 
@@ -32,7 +24,6 @@ class Plan:
         previous: the block's keyword for what the gate of the layer before handed on, where it reads that; it returns
             its own as the second of a tuple.
         compares_experts: whether our columns are the block's expert ids.
-        logits_at: where among what its router returns the raw logits are, or None.
     """
 
     moe: MoE
@@ -43,7 +34,6 @@ class Plan:
     vocabulary: int = 0
     previous: str | None = None
     compares_experts: bool = True
-    logits_at: Spot | None = None
 
 
 def first(output: Any) -> Tensor:

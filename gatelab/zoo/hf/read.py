@@ -23,7 +23,7 @@ from gatelab.zoo.hf.experts import Answers, find_experts
 from gatelab.zoo.hf.families import READERS
 from gatelab.zoo.hf.gate import Evidence, find_gate
 from gatelab.zoo.hf.links import Link, module_links
-from gatelab.zoo.hf.plan import Plan, Spot
+from gatelab.zoo.hf.plan import Plan
 from gatelab.zoo.hf.shadow import Shadow, Sighting
 from gatelab.zoo.hf.shared import find_shared
 from gatelab.zoo.hf.wiring import Wiring, find_wiring
@@ -61,8 +61,6 @@ def read_structure(block: nn.Module) -> Plan:
     vectors = {n: t for n, t in shadow.routing_tensors.items() if "." not in n and t.shape == (shadow.hidden_size,)}
     wiring = find_wiring(seen[0], vectors)
     gate = find_gate(evidence.scaled(wiring.factor))
-    with torch.no_grad():
-        logits = gate.router(seen[0].x, token_ids=evidence.batches[0].token_ids).router_logits
     answers = [ask(children[EXPERTS], sighting) for sighting in seen[:2]]
     columns = gate.router.num_experts
     experts, expert_links, kinds = find_experts(children[EXPERTS], f"{EXPERTS}.", block, answers, columns)
@@ -81,19 +79,7 @@ def read_structure(block: nn.Module) -> Plan:
         seen[0].output,
         token_ids=None if table is None else TOKEN_IDS,
         vocabulary=0 if table is None else table.shape[0],
-        logits_at=logits_at(seen[0].router, logits),
     )
-
-
-def logits_at(returned: Any, logits_TE: Tensor) -> Spot | None:
-    """Where among what a router returned its raw logits are."""
-    many = returned if isinstance(returned, tuple) else (returned,)
-    for i, tensor in enumerate(many):
-        if isinstance(tensor, Tensor) and tensor.shape[-1:] == logits_TE.shape[-1:]:
-            rows = tensor.reshape(-1, tensor.shape[-1]).float()
-            if rows.shape == logits_TE.shape and torch.allclose(rows, logits_TE, 1e-4, 1e-5):
-                return Spot(i if isinstance(returned, tuple) else None, tensor.dim())
-    return None
 
 
 def hidden_size(router: nn.Module) -> int:

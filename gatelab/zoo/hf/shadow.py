@@ -55,7 +55,6 @@ class Sighting:
         output: what it returned.
         args, kwargs: what its experts were given, the hidden states first.
         answer: what the stub answered.
-        router: what its router returned.
         calls: its other children's calls, in order.
     """
 
@@ -64,7 +63,6 @@ class Sighting:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     answer: Tensor
-    router: Any
     calls: list[Call]
 
     @property
@@ -141,13 +139,9 @@ class Shadow:
     def see(self, x: Tensor, kwargs: Mapping[str, Any] | None = None) -> Sighting:
         """Run the copy on a batch."""
         calls: list[Call] = []
-        routed: list[Any] = [None]
 
         def note(name: str):
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-                if name == self.router_name:
-                    routed.append(output)
-                    return
                 given, returned = next(_tensors((*args, *kwargs.values())), None), next(_tensors((output,)), None)
                 if given is not None and returned is not None:
                     calls.append(Call(name, given.detach().clone(), returned.detach().clone()))
@@ -157,7 +151,7 @@ class Shadow:
         handles = [
             child.register_forward_hook(note(name), with_kwargs=True)
             for name, child in self.block.named_children()
-            if name != self.experts_name
+            if name not in (self.experts_name, self.router_name)
         ]
         try:
             with torch.no_grad():
@@ -165,7 +159,7 @@ class Shadow:
         finally:
             for handle in handles:
                 handle.remove()
-        return Sighting(x, output, self.stub.args, self.stub.kwargs, self.stub.answer, routed[-1], calls)
+        return Sighting(x, output, self.stub.args, self.stub.kwargs, self.stub.answer, calls)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from gatelab.layers.moe import MoE
+from gatelab.routers.router import Router
 from gatelab.zoo.hf.blocks import find_blocks, is_block
 from gatelab.zoo.hf.host import hosted
 from gatelab.zoo.hf.links import tensors, write
 from gatelab.zoo.hf.pair import evaluating
+from gatelab.zoo.hf.precision import Rounded
 from gatelab.zoo.hf.read import read
 
 
@@ -24,7 +27,8 @@ def to_hf(moe: nn.Module, block: nn.Module) -> nn.Module:
 
     Raises:
         UnsupportedBlock: the block is not one that `from_hf` converts.
-        ValueError: the layer has other tensors than one made of this block: its router was swapped, or sizes differ.
+        ValueError: the layer has another gate or other tensors than one made of this block: its router was swapped, or
+            sizes differ.
     """
     if is_block(block):
         _write(moe, block, type(block).__name__)
@@ -49,6 +53,14 @@ def to_hf(moe: nn.Module, block: nn.Module) -> nn.Module:
 def _write(moe: nn.Module, block: nn.Module, name: str) -> None:
     with torch.random.fork_rng(devices=[]), evaluating(block):
         plan = read(block)
+    if not isinstance(moe, MoE):
+        raise ValueError(f"moe is a {type(moe).__name__}; pass what from_hf made of such a block, a gatelab.MoE")
+    gates = [_names(m.router) for m in (moe, plan.moe)]
+    if gates[0] != gates[1]:
+        raise ValueError(
+            f"the gate of moe is {gates[0]}, that of {name} {gates[1]}; "
+            "to_hf takes back only what from_hf made of such a block"
+        )
     ours, wanted = ({n: tuple(t.shape) for n, t in tensors(m).items()} for m in (moe, plan.moe))
     if ours != wanted:
         differing = min(n for n in ours.keys() | wanted.keys() if ours.get(n) != wanted.get(n))
@@ -57,3 +69,10 @@ def _write(moe: nn.Module, block: nn.Module, name: str) -> None:
             "to_hf takes back only what from_hf made of such a block"
         )
     write(moe, block, plan.links)
+
+
+def _names(router: Router) -> str:
+    """What makes a gate choose; its balance acts in training alone, unless it has tensors, which are compared."""
+    exact = router.activation.activation if isinstance(router.activation, Rounded) else router.activation
+    parts = (router.score, exact, router.select, *router.weight.parts)
+    return " · ".join(getattr(part, "__name__", type(part).__name__) for part in parts)

@@ -14,7 +14,7 @@ from gatelab.zoo.hf.activation import activation_of, numbers_of
 from gatelab.zoo.hf.experts import make_experts
 from gatelab.zoo.hf.formula import Formula
 from gatelab.zoo.hf.links import same, tensors
-from gatelab.zoo.hf.plan import Plan, Spot
+from gatelab.zoo.hf.plan import Plan
 from gatelab.zoo.hf.stacks import Stack
 from gatelab.zoo.hf.wrappers import SharedSum
 
@@ -38,4 +38,4 @@ def read_parallel_experts(block: nn.Module) -> Plan | None:
     experts, links = make_experts(formula, named)
     links += [same("router.score.weight", "router.layer.weight"), same("shared.offset", "bias")]
     x = torch.zeros(1, 2, D)
-    return Plan(MoE(router, experts, SharedSum([], named["bias"])), links, x, x, logits_at=Spot(4, 2))
+    return Plan(MoE(router, experts, SharedSum([], named["bias"])), links, x, x)
