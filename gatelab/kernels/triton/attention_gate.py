@@ -69,7 +69,7 @@ def _softmax(q_I, k_E, exists_E):
     largest = tl.max(tl.where(exists_E, k_E, float("-inf")), axis=0)
     least = tl.min(tl.where(exists_E, k_E, float("inf")), axis=0)
     top_I = tl.maximum(q_I * largest, q_I * least)
-    exp_IE = tl.where(exists_E[None, :], tl.exp(q_I[:, None] * k_E[None, :] - top_I[:, None]), 0.0)
+    exp_IE = tl.exp(tl.where(exists_E[None, :], q_I[:, None] * k_E[None, :] - top_I[:, None], float("-inf")))
     return exp_IE / tl.sum(exp_IE, axis=1)[:, None]
 
 

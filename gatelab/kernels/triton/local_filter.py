@@ -47,12 +47,14 @@ def local_filter(
     x = x_BSD if token_mask is None else x_BSD.masked_fill(~token_mask[..., None], 0)
     x_before, o1_before = history if history is not None else (None, None)
     o1 = add_taps(*_taps(x, first, first_bias, x_before), token_mask)
-    y = add_norm(*_taps(o1, second, second_bias, o1_before), x, norm_weight, float(eps))[0]
+    taps, given = _taps(o1, second, second_bias, o1_before)
+    given = None if given is None else given.to(x.dtype)  # which autocast may have changed
+    y = add_norm(taps.to(x.dtype), given, x, norm_weight, float(eps))[0]
     return y, (x[:, -1], o1[:, -1])
 
 
 def _taps(x: Tensor, taps: Tensor, bias: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """(B, S, 2H) what each position gives the next one and itself, with the bias; (B, H) what the first is given."""
     H = taps.shape[1]
-    given = F.linear(x, taps.flatten(0, 1), F.pad(bias, (H, 0))).to(x.dtype)
-    return given, None if before is None else F.linear(before.to(x.dtype), taps[0]).to(x.dtype)
+    given = F.linear(x, taps.flatten(0, 1), F.pad(bias, (H, 0)))
+    return given, None if before is None else F.linear(before.to(x.dtype), taps[0])
