@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/compare
 
-.PHONY: test test-browser compare lint docs clean
+.PHONY: test test-browser test-triton compare lint docs clean
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -29,6 +29,20 @@ test-browser: .venv/ready
 		{ test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } || \
 		{ echo "Chromium is missing; on Debian: apt-get install chromium" >&2; exit 1; }
 	$(BIN)/python -m pytest -m browser tests/bench
+
+# Every kernel, interpreted and compiled, on each Triton: that package alone is exchanged, ahead of .venv's on the path.
+TRITONS := 3.6.0 3.7.1 3.8.0 3.9.0
+
+test-triton: $(TRITONS:%=.venv/triton-%/ready)
+	for version in $(TRITONS); do \
+		export PYTHONPATH=$(CURDIR)/.venv/triton-$$version OMP_NUM_THREADS=1; \
+		$(BIN)/python -c "import triton; assert triton.__version__ == '$$version'; print('Triton $$version')" && \
+		$(BIN)/python -m pytest -n 2 tests/kernels/triton || exit 1; \
+	done
+
+.venv/triton-%/ready: .venv/ready
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) triton==$*
+	touch $@
 
 compare: .venv/ready
 	$(BIN)/gatelab compare --out $(OUT)
