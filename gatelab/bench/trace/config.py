@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gatelab.bench import files
 from gatelab.bench.config import check_device, flag
 from gatelab.bench.errors import BadInput
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+ROUTING, INDEX = "routing", "index.json"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def check_out(out_dir: Path) -> None:
     """Make the directory.
 
     Raises:
-        BadInput: it cannot be made, or belongs to a comparison.
+        BadInput: it cannot be made, belongs to a comparison, or holds something else under a name of ours.
     """
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -77,3 +79,5 @@ def check_out(out_dir: Path) -> None:
         raise BadInput(f"--out {out_dir} cannot be written: {error.strerror or error}; pass another") from error
     if (out_dir / "run.json").exists():
         raise BadInput(f"--out {out_dir} holds a `gatelab compare`; pass another")
+    if (out_dir / ROUTING).exists():
+        files.read_json(out_dir / ROUTING / INDEX, "routing", "move it away or pass another --out")

@@ -9,29 +9,24 @@ from typing import Any
 from torch import Tensor
 
 from gatelab.bench import files
+from gatelab.bench.trace.config import INDEX, ROUTING
 from gatelab.bench.trace.text import Text
 from gatelab.routers.routing import Routing
-
-FOLDER, INDEX = "routing", "index.json"
 
 
 class Recording:
     """Writes into OUT/routing; what an earlier trace recorded there is replaced.
 
     Args:
-        out_dir: exists.
+        out_dir: as `check_out` leaves it.
         limit: tokens of each text, rounded up to whole windows.
-
-    Raises:
-        BadInput: OUT/routing holds something else.
     """
 
     def __init__(self, out_dir: Path, limit: int) -> None:
-        self.folder, self.limit = out_dir / FOLDER, limit
+        self.folder, self.limit = out_dir / ROUTING, limit
         self.windows: list[dict[str, Any]] = []
         self.num_bytes = 0
         if self.folder.exists():
-            files.read_json(self.folder / INDEX, "routing", "move it away or pass another --out")
             shutil.rmtree(self.folder)
         self.folder.mkdir()
         self._write_index()
@@ -59,7 +54,7 @@ class Recording:
     def close(self) -> dict[str, Any]:
         """Write the index; returns what trace.json says about the recording."""
         self._write_index()
-        return {"folder": FOLDER, "limit": self.limit, "windows": len(self.windows), "bytes": self.num_bytes}
+        return {"folder": ROUTING, "limit": self.limit, "windows": len(self.windows), "bytes": self.num_bytes}
 
     def _write_index(self) -> None:
         value = {"kind": "routing", "schema": files.SCHEMA, "windows": self.windows}
