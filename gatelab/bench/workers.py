@@ -24,7 +24,10 @@ from gatelab.bench.config import CompareConfig
 from gatelab.bench.errors import BadInput, CannotWrite, CellFailed
 from gatelab.bench.workloads import Text, load_text
 
-PROCESSES = 2  # each holds about 0.4 GB; the default comparison must fit into 2 GiB
+PROCESSES = 2  # each holds about 0.7 GB; the default comparison must fit into 2 GiB
+# oneDNN keeps a compiled kernel, half a megabyte, for each of the last thousand shapes, and torch a thousand more. A
+# cell has some two hundred; those of earlier cells, whose experts have another width, would be 0.1 to 0.2 GB each.
+KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 ERRORS = {error.__name__: error for error in (BadInput, CannotWrite)}
 OnStep = Callable[[Job, int], None]
 
@@ -79,7 +82,8 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},  # `module:Gate` is found as it is here
+            # `module:Gate` is found as it is here
+            env={**KERNELS_KEPT, **os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             start_new_session=True,  # Ctrl-C is for the parent, which ends its workers
         )
         self.job: Job

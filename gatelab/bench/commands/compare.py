@@ -57,8 +57,6 @@ def compare(
     A factorial: --vary score=linear,attention,cosine,lfa --hold select=topk. Stages: score, activation, select, weight,
     balance; a stage not named is as in topk-softmax.
     """
-    from gatelab.bench.report import write_report  # matplotlib, a second
-
     names = _factorial(vary, hold) or tuple(name.strip() for name in routers.split(",") if name.strip())
     config = CompareConfig(routers=names, first_seed=seed, **numbers)
     done: dict[tuple[str, int], int] = {}
@@ -70,6 +68,8 @@ def compare(
             bar.update(task, description=f"{router}, seed {seed}", completed=sum(done.values()))
 
         results = run_comparison(config, out, text=text, on_step=on_step)
+        from gatelab.bench.report import write_report  # matplotlib: not beside the workers' memory
+
         page = write_report(results, out)
     if as_json:
         print_json(results)
