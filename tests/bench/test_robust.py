@@ -101,6 +101,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, text):
     process = processes.Process(target=run_starved, args=(config, out, text, 2 * enough_for_one, answer))
     process.start()
     process.join()
+    assert not answer.empty(), "the starved run ended in another way"
     assert answer.get().startswith(f"cannot write {out}/checkpoints/random-0.pt: File too large; ")
     assert not list(out.rglob(f"{files.TEMPORARY}*"))
     run_here(config, out, text)
