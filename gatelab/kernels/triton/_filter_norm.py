@@ -141,21 +141,21 @@ def _backward_kernel(
     weight_D = tl.load(weight_ptr + features, mask=inside, other=0.0).to(COMPUTE)
     d_weight_D = tl.zeros([BLOCK_D], COMPUTE)
     share = tl.cdiv(T, tl.num_programs(0))
-    for i in range(share):
-        token = (tl.program_id(0) * share + i).to(tl.int64)
-        alive = _only_if(token < T, features, D)
-        scale = tl.load(scale_ptr + token, mask=token < T, other=0.0)
-        normed_D = tl.load(r_ptr + token * D + features, mask=alive, other=0.0).to(COMPUTE) * scale
-        grad_D = tl.load(grad_ptr + token * D + features, mask=alive, other=0.0).to(COMPUTE)
+    token = tl.program_id(0) * share
+    end = tl.minimum(token + share, T)
+    while token < end:
+        row, position = token.to(tl.int64), token % S
+        scale = tl.load(scale_ptr + row)
+        normed_D = tl.load(r_ptr + row * D + features, mask=inside, other=0.0).to(COMPUTE) * scale
+        grad_D = tl.load(grad_ptr + row * D + features, mask=inside, other=0.0).to(COMPUTE)
         d_weight_D += grad_D * normed_D
         scaled_D = grad_D * weight_D
         d_r_D = (scaled_D - normed_D * (tl.sum(scaled_D * normed_D, axis=0) / D)) * scale
         d_r_D = d_r_D.to(d_taps_ptr.dtype.element_ty)
-        own = d_taps_ptr + token * (2 * D) + features
-        position = token % S
-        tl.store(own + D, d_r_D, mask=alive)
-        tl.store(own - 2 * D, d_r_D, mask=_only_if((token < T) & (position > 0), features, D))
-        tl.store(own, tl.zeros_like(d_r_D), mask=_only_if((token < T) & (position == S - 1), features, D))
-        first = d_before_ptr + token // S * D + features
-        tl.store(first, d_r_D, mask=_only_if((token < T) & (position == 0), features, D))
+        own = d_taps_ptr + row * (2 * D) + features
+        tl.store(own + D, d_r_D, mask=inside)
+        tl.store(own - 2 * D, d_r_D, mask=_only_if(position > 0, features, D))
+        tl.store(own, tl.zeros_like(d_r_D), mask=_only_if(position == S - 1, features, D))
+        tl.store(d_before_ptr + row // S * D + features, d_r_D, mask=_only_if(position == 0, features, D))
+        token += 1
     tl.store(d_weight_ptr + tl.program_id(0) * D + features, d_weight_D, mask=inside)

@@ -116,7 +116,8 @@ def forward(
         experts = columns // S * SIZE + columns % S
         valid = (columns % S < SIZE) & (columns // S < NUM_GROUPS)
     counts_C = tl.zeros([G * S], tl.int32)
-    for block in range(tl.program_id(0), tl.cdiv(T, BLOCK_T), tl.num_programs(0)):
+    block = tl.program_id(0)
+    while block < tl.cdiv(T, BLOCK_T):
         tokens = block * BLOCK_T + tl.arange(0, BLOCK_T).to(tl.int64)
         exists = tokens < T
         real = exists
@@ -154,6 +155,7 @@ def forward(
         tl.store(ids_ptr + to_TC, ids_TC.to(tl.int64), mask=stored)
         tl.store(logsumexp_ptr + tokens, tl.where(real, logsumexp_T, 0.0), mask=exists)
         counts_C += tl.sum((chosen_TC & real[:, None]).to(tl.int32), axis=0)
+        block += tl.num_programs(0)
     tl.store(counts_ptr + tl.program_id(0) * E + experts, counts_C, mask=valid)
 
 

@@ -83,8 +83,9 @@ def _scale_rows(
     column_E = tl.load(column_ptr + experts, mask=exists, other=0.0)
     top_E = tl.zeros_like(column_E) + float("-inf")
     total_E = tl.zeros_like(column_E)
-    for i in range(blocks_each):
-        block = tl.program_id(0) * blocks_each + i
+    block = tl.program_id(0) * blocks_each
+    end = block + blocks_each
+    while block < end:
         tokens, real, scores_TE = _load_scores(scores_ptr, mask_ptr, block, T, E, BLOCK_T, BLOCK_E)
         x_TE = tl.where(exists[None, :], scores_TE + column_E[None, :], float("-inf"))
         most_T = tl.max(x_TE, axis=1)
@@ -96,6 +97,7 @@ def _scale_rows(
         finite_E = tl.where(new_E == float("-inf"), 0.0, new_E)  # −inf − −inf is NaN
         total_E = total_E * tl.exp(top_E - finite_E) + tl.sum(tl.exp(y_TE - finite_E[None, :]), axis=0)
         top_E = new_E
+        block += 1
     cells = tl.program_id(0) * E + experts
     tl.store(top_ptr + cells, top_E, mask=exists)
     tl.store(total_ptr + cells, total_E, mask=exists)
