@@ -3,6 +3,7 @@
 Axes: T tokens, D hidden size, E experts, K experts per token, I intermediate size, J features out of `up_proj`.
 """
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -188,16 +189,16 @@ def test_the_tail_does_not_contribute(backend: str, on_input: bool) -> None:
 
 
 def test_a_nan_stays_with_its_experts() -> None:
-    # 19 rows are multiplied as 20: the padding must not carry one expert's NaN into another's gradient
-    arguments = make(T=19, E=3, K=1)
-    arguments["expert_offsets"] = torch.tensor([0, 19, 38, 38])
-    arguments["token_index"] = torch.cat([torch.arange(19), torch.arange(1, 20) % 19])
-    arguments["weights"] = torch.ones(38, requires_grad=True)
+    # 37 rows are multiplied as 38: the padding must not carry one expert's NaN into another's gradient
+    arguments = make(T=37, E=3, K=1)
+    arguments["expert_offsets"] = torch.tensor([0, 37, 74, 74])
+    arguments["token_index"] = torch.cat([torch.arange(37), torch.arange(1, 38) % 37])
+    arguments["weights"] = torch.ones(74, requires_grad=True)
     with torch.no_grad():
         arguments["x_TD"] = torch.cat([arguments["x_TD"], torch.full((1, 12), float("nan"))]).requires_grad_()
-        arguments["token_index"][19] = 19  # the first row of expert 1 is NaN
+        arguments["token_index"][37] = 37  # the first row of expert 1 is NaN
     actual = y_and_gradients(arguments, "cpu")
-    assert padded(19) == 20
+    assert padded(37) == 38
     assert actual["up_proj"][0].isfinite().all()
     assert actual["down_proj"][0].isfinite().all()
     assert actual["up_proj"][1].isnan().any()
@@ -345,23 +346,46 @@ def test_a_callable_with_parameters_of_its_own(backend: str) -> None:
     torch.testing.assert_close(scale.grad, y.detach().sum() / 2)
 
 
-def test_shares_of_experts() -> None:
-    assert _cores._split([0, 3, 6, 9, 12], 2) == [range(2), range(2, 4)]
-    assert _cores._split([0, 3, 6, 9, 12], 4) == [range(1), range(1, 2), range(2, 3), range(3, 4)]
-    # one expert has it all: no two shares balance
-    assert _cores._split([0, 0, 100, 100, 100], 4) == [range(4)]
-    assert _cores._split([0, 0, 0], 2) == [range(0), range(2)]
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("sizes", [(9, 1), (1, 1, 1, 1)])  # one task has it all: no two shares balance
+def test_every_task_is_done_once(sizes: tuple[int, ...]) -> None:
+    done: list[int] = []
+    _cores.run(done.append, range(len(sizes)), sizes, 1 << 40)
+    assert sorted(done) == list(range(len(sizes)))
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_an_error_on_another_core_is_raised() -> None:
-    def work(experts: range) -> None:
-        if 1 in experts:
-            raise RuntimeError("expert 1")
+def test_a_core_works_alone_and_without_gradients() -> None:
+    seen: list[tuple[int, bool, int]] = []
+    both = threading.Barrier(2, timeout=30)
 
-    with pytest.raises(RuntimeError, match="expert 1"):
-        _cores.run(work, [0, 10, 20], 1 << 40)
+    def work(task: int) -> None:
+        both.wait()  # only two cores at once come past this
+        seen.append((torch.get_num_threads(), torch.is_grad_enabled(), threading.get_ident()))
+
+    _cores.run(work, range(2), (1, 1), 1 << 40)
+    assert [(threads, grad) for threads, grad, _ in seen] == [(1, False)] * 2
+    assert len({ident for *_, ident in seen}) == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("sizes", [(1, 1), (9, 1)])
+def test_an_error_on_any_core_is_raised(sizes: tuple[int, ...]) -> None:
+    def work(task: int) -> None:
+        if task == 1:
+            raise IndexError("task 1")
+
+    with pytest.raises(IndexError, match="task 1"):
+        _cores.run(work, range(2), sizes, 1 << 40)
     assert torch.get_num_threads() == 2
+
+
+def test_without_this_openmp_every_operation_has_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cores, "_openmp", lambda: None)
+    done: list[int] = []
+    _cores.run(done.append, range(3), (1, 1, 1), 1 << 40)
+    assert done == [0, 1, 2]
 
 
 def test_memory_is_recycled_once_no_tensor_uses_it() -> None:

@@ -1,4 +1,4 @@
-"""Whole experts on each core, instead of every operation on all of them.
+"""Tasks on each core, instead of every operation on all of them.
 
 OpenMP makes the cores wait for each other after every operation. With operations as small as those of one expert, that
 and the traffic between the cores' caches take up to a fifth of the time, and far more when other processes run.
@@ -6,81 +6,85 @@ and the traffic between the cores' caches take up to a fifth of the time, and fa
 
 import ctypes
 import functools
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
-from itertools import pairwise
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
-_MOST_WORKERS = 8  # more would wait for Python's lock
+Task = TypeVar("Task")
+
+_MOST_WORKERS = 16  # more would wait for Python's lock
 _WORTH_A_CORE = 1 << 22  # multiply-adds, some 40 µs: below, waking another core takes longer
-_IMBALANCE = 1.15  # a larger share than this times the mean, and all cores on every operation are faster
-_SOFT_PAUSE = 1  # omp_pause_soft
+_IMBALANCE = 1.15  # a larger task than this times a core's share, and all cores on every operation are faster
+_Region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def run(work: Callable[[range], None], expert_offsets: list[int], multiply_adds: int) -> None:
-    """Call `work` on all experts, in contiguous shares of about equal rows, each with its part of the cores.
+def run(work: Callable[[Task], None], tasks: Sequence[Task], sizes: Sequence[int], multiply_adds: int) -> None:
+    """Call `work` on every task, each on one core or, where they would not balance, each on all cores.
 
     Args:
-        work: takes a range of experts; what it writes does not depend on how the experts are shared out.
-        expert_offsets: E+1 row numbers; expert e has the rows from the e-th to the next.
-        multiply_adds: how much there is to do.
+        work: what it writes does not depend on which core has the task, nor on the order of tasks.
+        tasks: what to do; a core that is free takes the largest that is left.
+        sizes: of each task, in any unit.
+        multiply_adds: how much there is to do altogether; 0 leaves every operation to all cores.
     """
-    openmp, experts = _openmp(), range(len(expert_offsets) - 1)
-    if openmp is None:
-        work(experts)
+    openmp, threads = _openmp(), torch.get_num_threads()
+    if openmp is None or threads == 1 or multiply_adds == 0:
+        for task in tasks:
+            work(task)
         return
-    threads = torch.get_num_threads()
-    cores = min(threads, max(1, multiply_adds // _WORTH_A_CORE))
-    shares = _split(expert_offsets, min(cores, _MOST_WORKERS))
-    cores_each = cores // len(shares)
-    inference = torch.is_inference_mode_enabled()
-
-    def work_elsewhere(share: range) -> None:
-        torch.get_num_threads()  # torch sets this thread up at its first question, and would undo the next line
-        openmp.omp_set_num_threads(cores_each)
-        with torch.inference_mode(inference), torch.no_grad():
-            work(share)
-
-    futures = []
-    if len(shares) > 1:
-        # The threads of this thread's OpenMP would look for work for milliseconds more, on cores that now have other
-        openmp.omp_pause_resource_all(_SOFT_PAUSE)
-        futures = [_pool(os.getpid()).submit(work_elsewhere, share) for share in shares[1:]]
-    openmp.omp_set_num_threads(cores_each)
+    cores = min(threads, _MOST_WORKERS, max(1, multiply_adds // _WORTH_A_CORE))
+    if cores > 1 and max(sizes, default=0) * cores <= _IMBALANCE * sum(sizes):
+        _share_out(openmp, work, deque(sorted(zip(sizes, tasks, strict=True), key=_size, reverse=True)), cores)
+        return
+    openmp.omp_set_num_threads(cores)
     try:
-        work(shares[0])
+        for task in tasks:
+            work(task)
     finally:
         openmp.omp_set_num_threads(threads)
-        wait(futures)
-    for future in futures:
-        future.result()
 
 
-def _split(expert_offsets: list[int], workers: int) -> list[range]:
-    """The experts in `workers` shares, or in half as many, and so on, until the shares balance."""
-    N, experts = expert_offsets[-1], range(len(expert_offsets) - 1)
-    while workers > 1:
-        borders = [min(experts, key=lambda e: abs(expert_offsets[e] - w * N / workers)) for w in range(1, workers)]
-        shares = [range(start, stop) for start, stop in pairwise([0, *borders, len(experts)])]
-        if max(expert_offsets[s.stop] - expert_offsets[s.start] for s in shares) * workers <= _IMBALANCE * N:
-            return shares
-        workers //= 2
-    return [experts]
+def _size(sized: tuple[int, object]) -> int:
+    return sized[0]
 
 
-@functools.cache
-def _pool(pid: int) -> ThreadPoolExecutor:
-    """One pool per process: threads do not survive a fork."""
-    return ThreadPoolExecutor(_MOST_WORKERS - 1, thread_name_prefix="gatelab-experts")
+def _share_out(openmp: ctypes.CDLL, work: Callable[[Task], None], waiting: deque[tuple[int, Task]], cores: int) -> None:
+    """One parallel region of torch's own OpenMP, whose threads are awake: inside it, operations stay on their core."""
+    inference = torch.is_inference_mode_enabled()
+    errors: list[BaseException] = []
+
+    def member(_: int | None) -> None:
+        try:
+            torch.get_num_threads()  # torch sets a thread up at its first question, and would undo the next line
+            openmp.omp_set_num_threads(1)  # of this region alone; oneDNN plans for as many
+            with torch.inference_mode(inference), torch.no_grad():
+                while (task := _next(waiting)) is not None:
+                    work(task[1])
+        except BaseException as error:
+            waiting.clear()
+            errors.append(error)
+
+    openmp.GOMP_parallel(_Region(member), None, cores, 0)
+    if errors:
+        raise errors[0]
+
+
+def _next(waiting: deque[Task]) -> Task | None:
+    try:
+        return waiting.popleft()
+    except IndexError:
+        return None
 
 
 @functools.cache
 def _openmp() -> ctypes.CDLL | None:
-    """The OpenMP that torch uses: its settings are the calling thread's own, those of torch.set_num_threads are not."""
+    """The OpenMP that torch uses, where it has the interface of GCC's (LLVM's and Intel's on Linux have it too)."""
     try:
         library = ctypes.CDLL(torch._C.__file__)
-        return library if library.omp_set_num_threads and library.omp_pause_resource_all else None
+        library.GOMP_parallel.argtypes = (_Region, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        library.GOMP_parallel.restype = None
+        return library if library.omp_set_num_threads else None
     except (OSError, AttributeError):
         return None

@@ -1,5 +1,6 @@
 """The experts' backward pass, expert by expert, in the blocks of the forward pass."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from gatelab.kernels.cpu._block_activation import BlockActivation
 from gatelab.kernels.cpu._cores import run
-from gatelab.kernels.cpu._expert_forward import Arguments, blocks, row, sum_by_token
+from gatelab.kernels.cpu._expert_forward import Arguments, cut, row, sum_by_token
 from gatelab.kernels.cpu._gemm import gather, linear
 from gatelab.kernels.cpu._memory import empty
 
@@ -28,6 +29,7 @@ def backward(
 ) -> Gradients:
     """The gradients that are wanted, from that of y (T, D) and the `hidden` (M, J) of the forward pass."""
     x_TD, on_input = arguments.x_TD, arguments.weights_on_input
+    weights = arguments.weights.to(x_TD.dtype)
     activation = BlockActivation(arguments.activation)
     offsets = arguments.expert_offsets.tolist()
     grad_rows_ND = empty((offsets[-1], x_TD.shape[1]), x_TD.dtype) if x_wanted else None
@@ -35,27 +37,23 @@ def backward(
     parameters = (arguments.up_proj, arguments.down_proj, arguments.up_bias, arguments.down_bias)
     grads = [empty(p.shape, p.dtype) if experts_wanted and p is not None else None for p in parameters]
 
-    def work(experts: range) -> None:
-        for e in experts:
-            sums: list[Tensor | None] = [None] * len(grads)
-            for start, stop in blocks(offsets[e], offsets[e + 1]):
-                parts = block_gradients(e, start, stop)
-                sums = [_sum(total, part) for total, part in zip(sums, parts, strict=True)]
-            for grad, total in zip(grads, sums, strict=True):
-                if grad is not None:
-                    grad[e] = 0 if total is None else total
+    def work(e: int) -> None:
+        parts = [block_gradients(*piece) for piece in cut(e, offsets[e], offsets[e + 1])]
+        for grad, *terms in zip(grads, *parts, strict=True):
+            if grad is not None:
+                _sum(terms, out=grad[e])
 
     def block_gradients(e: int, start: int, stop: int) -> list[Tensor | None]:
         """Writes what the rows give x and the weights, and returns what they give the parameters of expert e."""
-        n, tokens_n, weight_n1 = stop - start, arguments.token_index[start:stop], arguments.weights[start:stop, None]
+        n, tokens_n, weight_n1 = stop - start, arguments.token_index[start:stop], weights[start:stop, None]
         x_PD, grad_PD, h_nJ = gather(x_TD, tokens_n), gather(grad_TD, tokens_n), hidden[start:stop]
         a_PI, activated_nI = activation.forward(h_nJ)
         grad_a_nI = linear(grad_PD, arguments.down_proj[e].t())[:n]
         if not on_input:
             if grad_weights is not None:  # the gradient is grad · down(a), which is (downᵀ grad) · a
-                grad_weights[start:stop] = _row_products(grad_a_nI, a_PI[:n], weight_n1.dtype)
+                grad_weights[start:stop] = _row_products(grad_a_nI, a_PI[:n], arguments.weights.dtype)
                 if (bias_D := row(arguments.down_bias, e)) is not None:
-                    grad_weights[start:stop] += _row_products(grad_PD[:n], bias_D, weight_n1.dtype)
+                    grad_weights[start:stop] += _row_products(grad_PD[:n], bias_D, arguments.weights.dtype)
             grad_a_nI.mul_(weight_n1)
             a_PI[:n].mul_(weight_n1)
         grad_h_PJ = activation.backward(grad_a_nI, h_nJ, activated_nI)
@@ -63,7 +61,7 @@ def backward(
             grad_x_nD = linear(grad_h_PJ, arguments.up_proj[e].t())[:n]
             if on_input:
                 if grad_weights is not None:
-                    grad_weights[start:stop] = _row_products(grad_x_nD, x_PD[:n], weight_n1.dtype)
+                    grad_weights[start:stop] = _row_products(grad_x_nD, x_PD[:n], arguments.weights.dtype)
                 grad_x_nD.mul_(weight_n1)
             if grad_rows_ND is not None:
                 grad_rows_ND[start:stop] = grad_x_nD
@@ -77,7 +75,7 @@ def backward(
             grad_down_bias = (grad_PD[:n] if on_input else grad_PD[:n] * weight_n1).sum(0)
         return [linear(grad_h_PJ.t(), x_PD.t()), linear(grad_PD.t(), a_PI.t()), grad_up_bias, grad_down_bias]
 
-    run(work, offsets, arguments.multiply_adds)
+    run(work, range(len(offsets) - 1), [high - low for low, high in pairwise(offsets)], arguments.multiply_adds)
     grad_x_TD = None
     if grad_rows_ND is not None:
         grad_x_TD = sum_by_token(grad_rows_ND, arguments.token_index, x_TD.shape[0])
@@ -89,8 +87,12 @@ def _row_products(a_nA: Tensor, b_nA: Tensor, dtype: torch.dtype) -> Tensor:
     return (a_nA * b_nA).sum(1, dtype=dtype)
 
 
-def _sum(total: Tensor | None, part: Tensor | None) -> Tensor | None:
-    """In at least float32, so that a sum of many parts is rounded once."""
-    if total is None or part is None:
-        return part
-    return total.to(torch.promote_types(total.dtype, torch.float32)).add_(part)
+def _sum(terms: list[Tensor], out: Tensor) -> None:
+    """In at least float32, so that a sum of many terms is rounded once."""
+    if len(terms) < 2:
+        out.copy_(terms[0] if terms else torch.zeros(()))
+        return
+    total = terms[0].to(torch.promote_types(out.dtype, torch.float32))
+    for term in terms[1:]:
+        total.add_(term)
+    out.copy_(total)

@@ -1,7 +1,8 @@
-"""The experts' forward pass, expert by expert, in blocks whose intermediate results stay in cache."""
+"""The experts' forward pass, in blocks of rows whose intermediate results stay in cache."""
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from gatelab.kernels.cpu._block_activation import BlockActivation
 from gatelab.kernels.cpu._cores import run
-from gatelab.kernels.cpu._gemm import gather, linear
+from gatelab.kernels.cpu._gemm import gather, linear, padded
 from gatelab.kernels.cpu._memory import empty
 
 _BLOCK_ROWS = 512
+_BLOCKS = 16  # at least, if there are that many experts, so that they balance
 
 
 @dataclass(frozen=True)
@@ -38,44 +40,76 @@ class Arguments:
         return self.token_index.shape[0] * self.up_proj[0].numel() if on_onednn else 0
 
 
+class Piece(NamedTuple):
+    """Rows `start:stop` of expert e."""
+
+    e: int
+    start: int
+    stop: int
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it needs no padding."""
+        return padded(self.stop - self.start) == self.stop - self.start
+
+
 def forward(arguments: Arguments, keep_hidden: bool) -> tuple[Tensor, Tensor]:
     """y (T, D) and, if `keep_hidden`, what enters the activation (M, J); else (0, J)."""
-    x_TD, on_input = arguments.x_TD, arguments.weights_on_input
+    x_TD, on_input, J = arguments.x_TD, arguments.weights_on_input, arguments.up_proj.shape[1]
     activation = BlockActivation(arguments.activation)
     offsets = arguments.expert_offsets.tolist()
+    weights = arguments.weights.to(x_TD.dtype)
     rows_ND = empty((offsets[-1], x_TD.shape[1]), x_TD.dtype)
-    hidden = empty((arguments.token_index.shape[0] if keep_hidden else 0, arguments.up_proj.shape[1]), x_TD.dtype)
+    hidden = empty((arguments.token_index.shape[0] if keep_hidden else 0, J), x_TD.dtype)
     hidden[offsets[-1] :].zero_()
 
-    def work(experts: range) -> None:
-        for e in experts:
-            for start, stop in blocks(offsets[e], offsets[e + 1]):
-                fill_rows(e, start, stop)
-
-    def fill_rows(e: int, start: int, stop: int) -> None:
-        n, tokens_n, weight_n1 = stop - start, arguments.token_index[start:stop], arguments.weights[start:stop, None]
-        x_PD = gather(x_TD, tokens_n)
+    def work(block: list[Piece]) -> None:
+        start, stop = block[0].start, block[-1].stop
+        x_PD = gather(x_TD, arguments.token_index[start:stop])
         if on_input:
-            x_PD[:n].mul_(weight_n1)
-        h_nJ = linear(x_PD, arguments.up_proj[e], row(arguments.up_bias, e))[:n]
+            x_PD[: stop - start].mul_(weights[start:stop, None])
+        h_PJ = product(block, x_PD, arguments.up_proj, arguments.up_bias)
         if keep_hidden:
-            hidden[start:stop] = h_nJ
-        a_PI, _ = activation.forward(h_nJ)
-        if not on_input:
-            a_PI[:n].mul_(weight_n1)  # weighing the I inputs of the linear down_proj weighs its D outputs
-        rows_ND[start:stop] = linear(a_PI, arguments.down_proj[e])[:n]
-        if (bias_D := row(arguments.down_bias, e)) is not None:
-            rows_ND[start:stop].add_(bias_D if on_input else weight_n1 * bias_D)
+            hidden[start:stop] = h_PJ[: stop - start]
+        a_PI, _ = activation.forward(h_PJ)
+        rows_ND[start:stop] = product(block, a_PI, arguments.down_proj, arguments.down_bias)[: stop - start]
 
-    run(work, offsets, arguments.multiply_adds)
-    return sum_by_token(rows_ND, arguments.token_index, x_TD.shape[0]), hidden
+    blocks = join([piece for e, borders in enumerate(pairwise(offsets)) for piece in cut(e, *borders)])
+    run(work, blocks, [block[-1].stop - block[0].start for block in blocks], arguments.multiply_adds)
+    return sum_by_token(rows_ND, arguments.token_index, x_TD.shape[0], None if on_input else weights), hidden
 
 
-def blocks(start: int, stop: int) -> list[tuple[int, int]]:
-    """(start, stop) of equal blocks of about `_BLOCK_ROWS` rows, which together are `start:stop`."""
+def cut(e: int, start: int, stop: int) -> list[Piece]:
+    """Equal pieces of about `_BLOCK_ROWS` rows, which together are the rows `start:stop` of expert e."""
     count = max(1, round((stop - start) / _BLOCK_ROWS))
     borders = [start + i * (stop - start) // count for i in range(count + 1)]
-    return [(low, high) for low, high in pairwise(borders) if low < high]
+    return [Piece(e, low, high) for low, high in pairwise(borders) if low < high]
+
+
+def join(pieces: list[Piece]) -> list[list[Piece]]:
+    """Blocks of pieces that are too small to need padding, and of one piece each where they do.
+
+    What is done with the rows of a block at once is done in a few Python steps instead of as many for each expert.
+    """
+    most = min(_BLOCK_ROWS, pieces[-1].stop // _BLOCKS) if pieces else 0
+    blocks: list[list[Piece]] = []
+    for piece in pieces:
+        start = blocks[-1][0].start if blocks else 0
+        if blocks and blocks[-1][-1].is_small and piece.is_small and piece.stop - start <= most:
+            blocks[-1].append(piece)
+        else:
+            blocks.append([piece])
+    return blocks
+
+
+def product(block: list[Piece], x_PA: Tensor, weight_EBA: Tensor, bias_EB: Tensor | None) -> Tensor:
+    """(P, B), each row times its expert's weightᵀ + bias."""
+    if len(block) == 1:
+        return linear(x_PA, weight_EBA[block[0].e], row(bias_EB, block[0].e))
+    start = block[0].start
+    return torch.cat(
+        [linear(x_PA[p.start - start : p.stop - start], weight_EBA[p.e], row(bias_EB, p.e)) for p in block]
+    )
 
 
 def row(bias: Tensor | None, e: int) -> Tensor | None:
@@ -83,14 +117,15 @@ def row(bias: Tensor | None, e: int) -> Tensor | None:
     return None if bias is None else bias[e]
 
 
-def sum_by_token(rows_ND: Tensor, token_index: Tensor, num_tokens: int) -> Tensor:
-    """y (T, D): the sum of each token's rows in ascending order of expert, accumulated in at least float32."""
+def sum_by_token(rows_ND: Tensor, token_index: Tensor, num_tokens: int, weights: Tensor | None = None) -> Tensor:
+    """y (T, D): each token's rows, weighted, summed in ascending order of expert in at least float32."""
     N = rows_ND.shape[0]
     if N == 0:
         return rows_ND.new_zeros(num_tokens, rows_ND.shape[1])
     tokens = token_index[:N].numpy()
     # NumPy sorts 16-bit integers by radix, eight times as fast as longer ones
-    order = np.argsort(tokens.astype(np.int16) if num_tokens < 2**15 else tokens, kind="stable")
+    order = torch.from_numpy(np.argsort(tokens.astype(np.int16) if num_tokens < 2**15 else tokens, kind="stable"))
     starts = np.zeros(num_tokens, np.int64)
     np.cumsum(np.bincount(tokens, minlength=num_tokens)[:-1], out=starts[1:])
-    return F.embedding_bag(torch.from_numpy(order), rows_ND, torch.from_numpy(starts), mode="sum")
+    weights = None if weights is None else weights[order]
+    return F.embedding_bag(order, rows_ND, torch.from_numpy(starts), mode="sum", per_sample_weights=weights)

@@ -21,12 +21,12 @@ def linear(x_nA: Tensor, weight_BA: Tensor, bias_B: Tensor | None = None) -> Ten
 
 
 def padded(num_rows: int) -> int:
-    """The number of rows to multiply when `num_rows` are wanted: one of eight sizes per power of two.
+    """The number of rows to multiply when `num_rows` are wanted: one of sixteen sizes per power of two.
 
     oneDNN compiles a kernel for each shape, which takes as long as the product itself, and keeps a thousand of them:
     too few for every number of tokens that an expert may get. It is also up to a third slower at some odd sizes.
     """
-    step = 1 << max(0, num_rows.bit_length() - 4)
+    step = 1 << max(0, num_rows.bit_length() - 5)
     return -(-num_rows // step) * step
 
 
