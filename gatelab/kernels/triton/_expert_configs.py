@@ -93,7 +93,7 @@ def block_rows(rows: int, num_experts: int) -> int:
 
 def programs(tensor: Tensor, most: int, per_multiprocessor: int) -> int:
     """Size of a persistent grid that shares up to `most` tiles."""
-    if INTERPRETED:
+    if not tensor.is_cuda:
         return min(most, 3)
     return min(most, per_multiprocessor * torch.cuda.get_device_properties(tensor.device).multi_processor_count)
 

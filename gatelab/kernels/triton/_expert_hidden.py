@@ -81,7 +81,7 @@ def _hidden_gradient(
     products_ptr,
     expert_ptr,
     first_row_ptr,
-    count_ptr,
+    number_ptr,
     offsets_ptr,
     N,
     K,
@@ -100,7 +100,7 @@ def _hidden_gradient(
     BLOCK_K: tl.constexpr,
     PROGRAMS_PER_SM: tl.constexpr,
 ):
-    row_tiles, column_tiles = tl.load(count_ptr), tl.cdiv(N, BLOCK_N)
+    row_tiles, column_tiles = tl.load(number_ptr), tl.cdiv(N, BLOCK_N)
     for tile in range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
         e, rows, live, column_tile = find(
             tile, row_tiles, column_tiles, expert_ptr, first_row_ptr, offsets_ptr, BLOCK_M

@@ -63,7 +63,7 @@ def _list_tiles(
     offsets_ptr,
     expert_ptr,
     first_row_ptr,
-    count_ptr,
+    number_ptr,
     E,
     BLOCK_M: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -83,7 +83,7 @@ def _list_tiles(
     tl.store(expert_ptr + tile, expert, mask=tile < count)
     tl.store(first_row_ptr + tile, first_row, mask=tile < count)
     if tl.program_id(0) == 0:
-        tl.store(count_ptr, count)
+        tl.store(number_ptr, count)
 
 
 @triton.jit

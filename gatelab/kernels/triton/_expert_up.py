@@ -24,7 +24,7 @@ def _up(
     activated_ptr,
     expert_ptr,
     first_row_ptr,
-    count_ptr,
+    number_ptr,
     offsets_ptr,
     N,
     K,
@@ -45,7 +45,7 @@ def _up(
     PROGRAMS_PER_SM: tl.constexpr,
 ):
     dtype: tl.constexpr = activated_ptr.dtype.element_ty
-    row_tiles, column_tiles = tl.load(count_ptr), tl.cdiv(N, BLOCK_N)
+    row_tiles, column_tiles = tl.load(number_ptr), tl.cdiv(N, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     for tile in range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
         e, rows, live, column_tile = find(
