@@ -2,12 +2,13 @@
 
 python docs/hf_blocks.py
 
-It takes two minutes, most of it imports. Tests use `block_classes`, `tiny_block` and `verdict` on their own.
+It takes half a minute. Tests use `block_classes`, `tiny_block` and `verdict` on their own.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 from collections.abc import Iterator
@@ -74,6 +75,7 @@ EXTRA: dict[str, dict[str, Any]] = {
 }
 
 
+@functools.cache
 def block_classes() -> list[tuple[str, str]]:
     """(model, class) of every MoE block: a class that gives itself experts, a router, or two MoE layers.
 

@@ -48,6 +48,7 @@ OWN: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 8, "moe_top_k": 3, "hidden_size": 32},
     },
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3},
     "granitemoe": {"num_local_experts": 8, "num_experts_per_tok": 3},
     "jetmoe": {"num_local_experts": 8, "num_experts_per_tok": 2, "kv_channels": 8},
     "zaya": {"num_experts": 8, "num_experts_per_tok": 1},

@@ -165,9 +165,7 @@ def test_models_that_do_not_fit_are_refused():
         to_hf(tiny_model("qwen2_moe"), tiny_model("qwen2_moe"))
     with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp of the converted model is no block in the other"):
         to_hf(model, tiny_model("qwen2_moe", mlp_only_layers=[1]))
-    with pytest.raises(
-        ValueError, match=r"experts\.down_proj is \(8, 32, 12\) in moe, \(8, 32, 24\) in model"
-    ):
+    with pytest.raises(ValueError, match=r"experts\.down_proj is \(8, 32, 12\) in moe, \(8, 32, 24\) in model"):
         to_hf(from_hf(tiny_model("mixtral", intermediate_size=12)), tiny_model("mixtral"))
 
 

@@ -14,6 +14,7 @@ from gatelab.zoo.hf.blocks import find_blocks
 from gatelab.zoo.hf.convert import from_hf
 from gatelab.zoo.hf.host import hosted
 from gatelab.zoo.hf.links import tensors
+from gatelab.zoo.hf.pair import evaluating
 
 Init = Literal["keep", "new"]
 
@@ -38,17 +39,22 @@ def swap_router(model: nn.Module, name: str, *, init: Init = "keep", **options: 
 
     Raises:
         UnsupportedBlock: a block cannot be converted.
-        ValueError: unknown gate or option; `keep` finds nothing to keep; or the gate has another number of columns
-            than there are experts.
+        ValueError: unknown gate or option; `keep` finds nothing to keep; the gate has another number of columns than
+            there are experts; or it reads what a model of transformers does not hand to its layers (token ids, labels).
+            The gates are then the old ones, in a model that may have been converted.
     """
     if init not in get_args(Init):
         raise ValueError(f"init={init!r} is unknown; choose 'keep' or 'new'")
+    find_recipe(name)
     if not isinstance(model, MoE) and find_blocks(model):
         from_hf(model)
     layers = {"": model} if isinstance(model, MoE) else hosted(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no MoE layer; pass a Hugging Face MoE model or a gatelab.MoE")
     routers = {place: _router(moe, name, init, options) for place, moe in layers.items()}
+    if not isinstance(model, MoE):
+        for router in routers.values():
+            _try(router, name)
     for place, moe in layers.items():
         moe.router = routers[place]
     return model
@@ -81,3 +87,14 @@ def _keep(old: Router, new: Router, name: str) -> None:
     with torch.no_grad():
         for n, tensor in kept.items():
             tensors(new)[n].copy_(tensor)
+
+
+def _try(router: Router, name: str) -> None:
+    """Raise ValueError if a gate does not route by hidden states alone, which is all that a hosted layer gives it."""
+    parameter = next(router.parameters(), torch.empty(0))
+    x = torch.zeros(1, 2, router.hidden_size or 1, device=parameter.device, dtype=parameter.dtype)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(router):
+            router(x)
+    except ValueError as error:
+        raise ValueError(f"{name} does not route by hidden states alone: {error}") from error

@@ -33,14 +33,13 @@ def to_hf(moe: nn.Module, block: nn.Module) -> nn.Module:
     if is_block(block):
         _write(moe, block, type(block).__name__)
         return block
-    converted = hosted(moe)
-    for name, inner in find_blocks(block).items():
-        if name in converted:
-            _write(converted[name], inner, name)
-    missing = converted.keys() - find_blocks(block).keys()
+    converted, blocks = hosted(moe), find_blocks(block)
+    missing = converted.keys() - blocks.keys()
     if missing or not converted:
         what = f"{min(missing)} of the converted model is no block in the other" if missing else "moe was not converted"
         raise ValueError(f"{what}; pass the result of from_hf and a model of the same shape")
+    for name, layer in converted.items():
+        _write(layer, blocks[name], name)
     # What is not a block's is shared by name.
     theirs = tensors(block)
     with torch.no_grad():
