@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from gatelab.kernels.triton._launch import computed_in, launch, no_second_derivative, rows_per_block
 
@@ -61,6 +62,9 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 _forward.register_autograd(lambda ctx, grad_TE: _backward(grad_TE, *ctx.saved_tensors), setup_context=_save)
 _backward.register_autograd(no_second_derivative("attention_gate"))
+# What the reference multiplies; that the backward pass makes the softmax again is not counted.
+register_flop_formula(torch.ops.gatelab.attention_gate_triton)(lambda q, *_, **__: 4 * q[0] * q[1] ** 2)
+register_flop_formula(torch.ops.gatelab.attention_gate_triton_backward)(lambda q, *_, **__: 8 * q[0] * q[1] ** 2)
 
 
 @triton.jit

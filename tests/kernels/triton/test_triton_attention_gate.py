@@ -3,6 +3,7 @@
 import pytest
 import torch
 from against_reference import assert_agrees, randn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gatelab import kernels
 
@@ -58,6 +59,19 @@ def test_compiles_without_a_graph_break():
         outputs = [compiled(*inputs), kernels.attention_gate(*inputs)]
     gradients = [torch.autograd.grad(z[:, 0].sum(), inputs) for z in outputs]
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_flops_are_counted_as_in_the_reference():
+    inputs = [tensor.requires_grad_() for tensor in make(3, 4).values()]
+    counts = []
+    for backend in ("triton", "reference"):
+        with kernels.use(backend), FlopCounterMode(display=False) as counter:
+            z = kernels.attention_gate(*inputs)
+            forward = counter.get_total_flops()
+            z.sum().backward()
+            counts.append((forward, counter.get_total_flops()))
+    # 4·3·4² = 192 forward, twice that backward
+    assert counts == [(192, 3 * 192), (192, 3 * 192)]
 
 
 def test_no_second_derivative():
