@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/compare
 
-.PHONY: test test-browser test-triton compare lint docs clean
+.PHONY: gpu-check test test-browser test-triton compare lint docs clean
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -43,6 +43,11 @@ test-triton: $(TRITONS:%=.venv/triton-%/ready)
 .venv/triton-%/ready: .venv/ready
 	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) triton==$*
 	touch $@
+
+# On a machine with an NVIDIA GPU: its tests, then its tables, into runs/gpu. Takes the Python at hand, which has torch
+# with CUDA and Triton, and installs nothing.
+gpu-check:
+	@PYTHONPATH=. $(PYTHON) -m gatelab.bench.speed.gpu_check
 
 compare: .venv/ready
 	$(BIN)/gatelab compare --out $(OUT)

@@ -9,16 +9,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+import torch
 
 import gatelab.bench.speed as package
 from gatelab.bench.commands.output import json_option, print_json, progress
+from gatelab.bench.config import check_device
 from gatelab.bench.errors import BadInput
 
 
-def _topics() -> dict[str, Any]:
-    """Name -> `run(…) -> rows`, of every module of `gatelab.bench.speed` that has one."""
+def _topics(device: str) -> dict[str, Any]:
+    """Name -> `run(…) -> rows`, of every module of `gatelab.bench.speed` that has one: for GPUs the `gpu_` modules."""
+    names = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    prefix = "" if device == "cpu" else "gpu_"
     modules = {
-        m.name: importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)
+        name.removeprefix(prefix): importlib.import_module(f"{package.__name__}.{name}")
+        for name in names
+        if name.startswith("gpu_") == bool(prefix)
     }
     return {name: module.run for name, module in modules.items() if hasattr(module, "run")}
 
@@ -33,7 +39,9 @@ def speed(topics: tuple[str, ...], device: str, seed: int, as_json: bool) -> Non
 
     Peers take part where they are installed (extra `peers`). Ratios are medians over the rounds.
     """
-    known = _topics()
+    check_device(device)
+    device = torch.device(device).type
+    known = _topics(device)
     for topic in topics:
         if topic not in known:
             raise BadInput(f"speed {topic!r} is unknown; choose from {', '.join(known)}")
@@ -53,7 +61,12 @@ def speed(topics: tuple[str, ...], device: str, seed: int, as_json: bool) -> Non
     if as_json:
         print_json(results)
     else:
-        print("\n\n".join(f"{topic}\n{_table(rows)}" for topic, rows in results.items()))
+        print(tables(results))
+
+
+def tables(results: dict[str, list[dict[str, Any]]]) -> str:
+    """What it prints for people."""
+    return "\n\n".join(f"{topic}\n{_table(rows)}" for topic, rows in results.items())
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
