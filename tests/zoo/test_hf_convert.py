@@ -335,6 +335,20 @@ def test_blocks_without_numbers_are_refused():
         from_hf(block)
 
 
+def test_layers_of_ours_are_no_blocks_whatever_stands_around_their_experts():
+    block = tiny_block("axk1", "AXK1MoE")
+    for layer in (from_hf(block), nn.ModuleList([from_hf(block)])):
+        with pytest.raises(UnsupportedBlock, match="has no MoE block to convert: it holds no experts"):
+            from_hf(layer)
+
+
+def test_a_table_that_repeats_an_expert_is_refused():
+    block = tiny_block("deepseek_v4", "DeepseekV4SparseMoeBlock")
+    block.gate.tid2eid.zero_()  # as it is before a checkpoint is loaded
+    with pytest.raises(UnsupportedBlock, match=r"gives a token the same expert twice, as in \[0, 0, 0\]"):
+        from_hf(block)
+
+
 def test_nllb_sends_every_token_to_experts_0_and_1_as_its_reason_says():
     block = tiny_block("nllb_moe", "NllbMoeSparseMLP")
     called = set()

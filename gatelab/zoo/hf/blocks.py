@@ -65,7 +65,10 @@ def router_of(block: nn.Module) -> str | None:
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """The blocks below a module, by name; those of a decoder layer under the name of its experts."""
     found: dict[str, nn.Module] = {}
+    ours = tuple(f"{name}." if name else "" for name, module in model.named_modules() if isinstance(module, MoE))
     for name, module in model.named_modules():
+        if name.startswith(ours):
+            continue  # what is around our experts may have experts too (`Between`)
         if is_layer(module):
             router: Any = module.get_submodule(router_of(module) or "")
             found[f"{name}.{EXPERTS}".removeprefix(".")] = Branch(router, module.get_submodule(EXPERTS))

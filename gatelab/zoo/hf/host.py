@@ -48,7 +48,7 @@ class HostedMoE(nn.Module):
         x = hidden_states.view(-1, self.hidden_size) if hidden_states.dim() == 1 else hidden_states
         y, routing = self.moe(
             x,
-            token_ids=None if self.token_ids is None else given[self.token_ids],
+            token_ids=None if self.token_ids is None else given.get(self.token_ids),
             previous=None if self.previous is None else given.get(self.previous),
         )
         for tap in self.taps:

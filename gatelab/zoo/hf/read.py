@@ -104,9 +104,21 @@ def observe(shadow: Shadow, block: nn.Module) -> tuple[list[Sighting], Evidence]
         sighting = shadow.see(x, {} if ids is None else {TOKEN_IDS: ids})
         seen.append(sighting)
         chosen.append(Choices(x, sighting.experts.ids, sighting.experts.weights, ids))
+    _check_distinct(torch.cat([choices.ids for choices in chosen]))
     tables = {n: t for n, t in shadow.block.state_dict().items() if not t.is_floating_point()}
     numbers = {**numbers_of(block), **numbers_of(block.get_submodule(shadow.router_name))}
     return seen, Evidence(chosen[:-1], chosen[-1], {**shadow.routing_tensors, **tables}, numbers)
+
+
+def _check_distinct(ids_NK: Tensor) -> None:
+    ordered = ids_NK.sort(dim=1).values
+    if not bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
+        return
+    if ids_NK.unique().tolist() == [0, 1]:
+        raise UnsupportedBlock(
+            "it hands a mask to experts that want ids, so that in this release experts 0 and 1 get every token"
+        )
+    raise UnsupportedBlock(f"it gives a token the same expert twice, as in {ids_NK[0].tolist()}")
 
 
 def token_ids(shadow: Shadow, block: nn.Module, x: Tensor) -> Tensor | None:

@@ -6,14 +6,14 @@ import inspect
 
 from torch import nn
 
-from gatelab.zoo.hf.errors import NotOneLayer, UnsupportedBlock
+from gatelab.zoo.hf.errors import NotOneLayer
 
 
 def refuse(block: nn.Module) -> None:
     """Raise with the reason, for a block that has one.
 
     Raises:
-        UnsupportedBlock, NotOneLayer: it has.
+        NotOneLayer: it has.
     """
     children = dict(block.named_children())
     experts = children.get("experts")
@@ -27,10 +27,6 @@ def refuse(block: nn.Module) -> None:
         raise NotOneLayer("it holds two MoE layers, for text and for vision tokens; convert .text_moe and .vision_moe")
     if experts is not None and not gated and "indices" in arguments:
         raise NotOneLayer("it has no gate: the caller names the expert, by the data set an image comes from")
-    if hasattr(children.get("router"), "normalize_router_prob_before_dropping"):
-        raise UnsupportedBlock(
-            "it hands a mask to experts that want ids, so that in this release experts 0 and 1 get every token"
-        )
 
 
 def _maps(module: nn.Module) -> bool:
