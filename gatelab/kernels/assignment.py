@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gatelab.kernels.transportation import Grid, Problem, Solver, solve_from, violation
+from gatelab.kernels.transportation import Grid, Problem, Solver, violation
 
 Bounds = Tensor | int | tuple[Tensor | int, Tensor | int] | None
 
@@ -48,26 +48,29 @@ def assigned(
     T, E = values.shape
     lower, upper = _bounds(capacity, T, E, k)
     problem = Problem(values.numpy(), lower, upper, k, _grid(values))
-    starts = [np.zeros(E)] + ([] if prices is None else [_start(prices, problem.grid)])
+    starts = np.zeros((1, E)) if prices is None else np.stack([np.zeros(E), _start(prices, problem.grid)])
     if T:
-        ids, found = solve_from(problem, starts, solver)
+        ids, found = solver.solve(problem, starts)
+        found = found - problem.grid.round(found.mean())  # only differences count, and carried on they shall not drift
         gap = violation(problem, ids, found, solver)
         if gap != 0:
             raise RuntimeError(f"balanced_assignment missed the optimum by {gap}; please report the scores")
     else:
         ids, found, gap = np.empty((0, k), np.int64), starts[-1], 0.0
-    ids = _best_first(problem, ids, found)
-    held = np.take_along_axis(problem.scores, ids, axis=1)
-    allowed = held > -np.inf
-    num_forbidden = held.size - np.count_nonzero(allowed)
-    if strict and num_forbidden:
-        t, c = np.argwhere(~allowed)[0]
-        raise ValueError(
-            f"scores forbids too much: {num_forbidden} pairs of -inf cannot be avoided under these bounds (one takes "
-            f"expert {ids[t, c]}); allow more pairs, widen capacity, or pass strict=False"
-        )
-    value = held.sum(where=allowed, dtype=np.float64)
-    expert_ids = torch.from_numpy(np.ascontiguousarray(ids))
+    expert_ids = torch.from_numpy(np.ascontiguousarray(_best_first(problem, ids, found)))
+    held = values.gather(1, expert_ids).numpy()
+    num_forbidden = 0
+    if problem.grid.forbidden:
+        allowed = held > -np.inf
+        num_forbidden = held.size - np.count_nonzero(allowed)
+        if strict and num_forbidden:
+            t, c = np.argwhere(~allowed)[0]
+            raise ValueError(
+                f"scores forbids too much: {num_forbidden} pairs of -inf cannot be avoided under these bounds (one "
+                f"takes expert {ids[t, c]}); allow more pairs, widen capacity, or pass strict=False"
+            )
+        held = np.where(allowed, held, 0.0)
+    value = held.sum(dtype=np.float64)
     if real is not None:
         expert_ids = torch.full((len(real), k), -1).masked_scatter_(real[:, None], expert_ids)
     exact = torch.float32 if scores.device.type == "mps" else torch.float64  # mps has no float64
@@ -119,8 +122,8 @@ def _first_row(bad: Tensor) -> int:
 def _bounds(capacity: Bounds, T: int, E: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     if capacity is None:
         floor, extra = divmod(k * T, E)
-        lower, upper = np.full(E, floor), np.full(E, floor + (extra > 0))
-    elif isinstance(capacity, tuple):
+        return np.full(E, floor), np.full(E, floor + (extra > 0))
+    if isinstance(capacity, tuple):
         lower, upper = (_per_expert(bound, E) for bound in capacity)
     else:
         lower, upper = np.zeros(E, np.int64), _per_expert(capacity, E)

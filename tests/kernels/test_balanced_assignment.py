@@ -176,14 +176,14 @@ def test_a_wrong_answer_does_not_pass_the_certificate(solver, monkeypatch):
         module = cpu
     scores = torch.tensor([[5.0, 3.0], [4.0, 1.0]])
 
-    def swapped(problem, prices, choice, loads):
-        return np.array([[0], [1]]), prices
+    def swapped(problem, starts):
+        return np.array([[0], [1]]), starts[0]
 
-    def unbalanced(problem, prices, choice, loads):
-        return np.array([[0], [0]]), prices
+    def unbalanced(problem, starts):
+        return np.array([[0], [0]]), starts[0]
 
-    def twice(problem, prices, choice, loads):
-        return np.array([[0, 0], [1, 1]]), prices
+    def twice(problem, starts):
+        return np.array([[0, 0], [1, 1]]), starts[0]
 
     for wrong, k in ((swapped, 1), (unbalanced, 1), (twice, 2)):
         monkeypatch.setattr(module, "_SOLVER", module._SOLVER._replace(solve=wrong))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gatelab.kernels.cpu._assignment_rows import ABSENT, jit, lift, lifted
+from gatelab.kernels.cpu._assignment_rows import ABSENT, inner, jit, lift, lifted
 
 
 class Members(NamedTuple):
@@ -31,31 +31,69 @@ class Arcs(NamedTuple):
     token: np.ndarray
     next_cost: np.ndarray  # no other token is cheaper
     next_token: np.ndarray
+    known: np.ndarray  # (E+1,): the arcs of this node are kept
     row: np.ndarray  # scratch (E,)
     zero: np.ndarray  # (E,): no prices
 
 
 @jit
-def enter_all(scores, members, arcs):
-    """Enter the tokens of `members.ids` where none is entered yet."""
-    ids = members.ids
-    arcs.cost[:] = ABSENT
-    arcs.next_cost[:] = ABSENT
-    arcs.token[:] = -1
-    arcs.next_token[:] = -1
-    arcs.token[-1, :] = arcs.token[:, -1] = ids.shape[0]  # hub arcs are always known
+def enter_all(ids, room):
+    """The members of E experts, with space for `room` (E,) of them."""
+    start = np.cumsum(room) - room
+    tokens = np.empty(np.sum(room), np.int32)
+    members = Members(ids, np.empty_like(ids), tokens, start, np.zeros_like(start))
     for t in range(ids.shape[0]):
-        lift(scores, t, arcs.zero, arcs.row)
-        for c in range(ids.shape[1]):
-            arcs.row[ids[t, c]] = -ABSENT
         for c in range(ids.shape[1]):
             _enter(members, t, c, ids[t, c])
-            i = ids[t, c]
-            own = lifted(scores, t, i)
-            _offer_to_all(arcs.row, own, t, arcs.cost[i], arcs.token[i], arcs.next_cost[i], arcs.next_token[i])
+    return members
 
 
 @jit
+def no_arcs(E, T):
+    """No expert's moves are known."""
+    arcs = Arcs(
+        np.full((E + 1, E + 1), ABSENT),
+        np.full((E + 1, E + 1), np.int32(-1)),
+        np.full((E + 1, E + 1), ABSENT),
+        np.full((E + 1, E + 1), np.int32(-1)),
+        np.zeros(E + 1, np.bool_),
+        np.empty(E),
+        np.zeros(E),
+    )
+    arcs.known[E] = True
+    arcs.token[E, :] = arcs.token[:, E] = T  # hub arcs are always known
+    return arcs
+
+
+@inner
+def know(scores, members, arcs, i):
+    """Find the cheapest move from expert i to every other."""
+    arcs.known[i] = True
+    row, cost, token = arcs.row, arcs.cost[i], arcs.token[i]
+    for slot in range(members.start[i], members.start[i] + members.load[i]):
+        t = members.tokens[slot]
+        _lift_others(scores, members, arcs, t)
+        own = lifted(scores, t, i)
+        for j in range(row.shape[0]):
+            new, w, g = own - row[j], cost[j], token[j]
+            cost[j] = new if new < w else w
+            token[j] = t if new < w else g
+    for j in range(row.shape[0]):
+        arcs.next_cost[i, j] = cost[j]
+
+
+@inner
+def know_all(scores, members, arcs):
+    """Find the two cheapest moves from every expert to every other, reading each row of scores once."""
+    arcs.known[:] = True
+    for t in range(members.ids.shape[0]):
+        _lift_others(scores, members, arcs, t)
+        for c in range(members.ids.shape[1]):
+            i = members.ids[t, c]
+            _offer_to_all(arcs, i, t, lifted(scores, t, i))
+
+
+@inner
 def move(scores, members, arcs, i, j):
     """The cheapest token of arc i→j leaves i and goes to j."""
     t, row = arcs.token[i, j], arcs.row
@@ -66,16 +104,15 @@ def move(scores, members, arcs, i, j):
     _withdraw_from_all(arcs, i, t)
     for c in range(members.ids.shape[1]):
         e = members.ids[t, c]
-        if e != j:
+        if e != j and arcs.known[e]:
             _withdraw(arcs, e, j, t)
             _offer(arcs, e, i, t, row[e] - row[i])
-    for c in range(members.ids.shape[1]):
-        row[members.ids[t, c]] = -ABSENT
-    own = lifted(scores, t, j)
-    _offer_to_all(row, own, t, arcs.cost[j], arcs.token[j], arcs.next_cost[j], arcs.next_token[j])
+    if arcs.known[j]:
+        _lift_others(scores, members, arcs, t)
+        _offer_to_all(arcs, j, t, lifted(scores, t, j))
 
 
-@jit
+@inner
 def resolve(scores, members, arcs, i, j):
     """Find the two best tokens of an arc of which only a bound was known."""
     bound = arcs.cost[i, j]
@@ -94,7 +131,7 @@ def resolve(scores, members, arcs, i, j):
     arcs.next_cost[i, j], arcs.next_token[i, j] = f, x
 
 
-@jit
+@inner
 def _choice(ids, t, e):
     """Which of its choices expert e is to token t; −1 = none."""
     for c in range(ids.shape[1]):
@@ -103,7 +140,7 @@ def _choice(ids, t, e):
     return -1
 
 
-@jit
+@inner
 def _enter(members, t, c, e):
     slot = members.start[e] + members.load[e]
     members.load[e] += 1
@@ -112,7 +149,7 @@ def _enter(members, t, c, e):
     members.tokens[slot] = t
 
 
-@jit
+@inner
 def _leave(members, t, c):
     e, slot = members.ids[t, c], members.slot[t, c]
     members.load[e] -= 1
@@ -121,9 +158,19 @@ def _leave(members, t, c):
     members.slot[last, _choice(members.ids, last, e)] = slot
 
 
-@jit
-def _offer_to_all(row, own, t, cost, token, next_cost, next_token):
-    """Token t has come to i: a candidate for every arc i→j, except where `row` is −ABSENT."""
+@inner
+def _lift_others(scores, members, arcs, t):
+    """`arcs.row` becomes the lifted scores of token t, and −ABSENT where it is."""
+    lift(scores, t, arcs.zero, arcs.row)
+    for c in range(members.ids.shape[1]):
+        arcs.row[members.ids[t, c]] = -ABSENT
+
+
+@inner
+def _offer_to_all(arcs, i, t, own):
+    """Token t, worth `own` on i, is a candidate for every arc i→j, except where `row` is −ABSENT."""
+    row = arcs.row
+    cost, token, next_cost, next_token = arcs.cost[i], arcs.token[i], arcs.next_cost[i], arcs.next_token[i]
     better = 0
     for j in range(row.shape[0]):
         better += own - row[j] < next_cost[j]
@@ -141,7 +188,7 @@ def _offer_to_all(row, own, t, cost, token, next_cost, next_token):
         next_token[j] = g if first else x
 
 
-@jit
+@inner
 def _offer(arcs, i, j, t, new):
     if new < arcs.cost[i, j]:
         arcs.next_cost[i, j], arcs.next_token[i, j] = arcs.cost[i, j], arcs.token[i, j]
@@ -150,7 +197,7 @@ def _offer(arcs, i, j, t, new):
         arcs.next_cost[i, j], arcs.next_token[i, j] = new, t
 
 
-@jit
+@inner
 def _withdraw_from_all(arcs, i, t):
     """Token t has left i."""
     cost, token, next_cost, next_token = arcs.cost[i], arcs.token[i], arcs.next_cost[i], arcs.next_token[i]
@@ -164,7 +211,7 @@ def _withdraw_from_all(arcs, i, t):
         next_token[j] = none if gone else x
 
 
-@jit
+@inner
 def _withdraw(arcs, i, j, t):
     if arcs.next_token[i, j] == t:
         arcs.next_token[i, j] = -1

@@ -4,17 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gatelab.kernels.cpu._assignment_arcs import enter_all, move, resolve
-from gatelab.kernels.cpu._assignment_rows import ABSENT, jit, least
-
-
-class Graph(NamedTuple):
-    """`price` and `excess` are (E+1,), the others (E,)."""
-
-    price: np.ndarray
-    excess: np.ndarray  # tokens over (+) or under (−) what the node is to hold
-    held: np.ndarray  # the hub's units on an expert: its tokens above the lower bound
-    width: np.ndarray  # and how many there may be
+from gatelab.kernels.cpu._assignment_arcs import enter_all, know, know_all, move, no_arcs, resolve
+from gatelab.kernels.cpu._assignment_hub import hub
+from gatelab.kernels.cpu._assignment_rows import ABSENT, inner, jit
 
 
 class Search(NamedTuple):
@@ -31,22 +23,39 @@ class Search(NamedTuple):
 
 
 @jit
-def balance(scores, members, arcs, graph, search):
-    """Turn the top-k sets `members.ids` of `scores − graph.price` into optimal ones, and the prices with them."""
-    enter_all(scores, members, arcs)
-    over = 0
-    for e in range(graph.excess.shape[0]):
-        over += max(0, graph.excess[e])
+def new_search(nodes):
+    key, numbers = np.empty(nodes), np.empty((4, nodes), np.int64)
+    return Search(
+        key, key.view(np.int64), np.empty(nodes), np.empty(nodes), numbers[0], numbers[1], numbers[2], numbers[3]
+    )
+
+
+@jit
+def balance(scores, lower, upper, prices, ids, loads):
+    """Turn the top-k sets `ids` of `scores − prices`, and their loads, into optimal ones; returns the prices (E,)."""
+    T, E = scores.values.shape
+    graph = hub(lower, upper, ids.size, prices, loads)
+    over = np.sum(np.maximum(graph.excess, 0))
+    if over == 0:
+        return prices
+    # An expert that has tokens to give may take others for the hub first: its bound, and its excess on top.
+    members, arcs = enter_all(ids, upper + np.maximum(graph.excess[:E], 0)), no_arcs(E, T)
+    for e in range(E):
         _trade_with_hub(arcs, graph, e, 0)
+    # With much to move, the second best spare long searches later. They pay where rows of scores come from afar.
+    if 4 * over > E and (ids.shape[1] > 1 or T * E > 1 << 19):
+        know_all(scores, members, arcs)
+    search = new_search(E + 1)
     while over > 0:
         reached = _shortest_paths(scores, members, arcs, graph, search)
         moved = _augment(scores, members, arcs, graph, search, reached)
         if moved == 0:
             break  # the certificate will tell
         over -= moved
+    return graph.price[:E]
 
 
-@jit
+@inner
 def _trade_with_hub(arcs, graph, e, units):
     """The hub gets units of expert e: that costs nothing, as long as there is room."""
     H = graph.held.shape[0]
@@ -56,7 +65,7 @@ def _trade_with_hub(arcs, graph, e, units):
         arcs.cost[H, e] = 0.0 if graph.held[e] > 0 else ABSENT
 
 
-@jit
+@inner
 def _shortest_paths(scores, members, arcs, graph, search):
     """Dijkstra from all over-full nodes until all under-full ones are settled; lowers the prices by the distances.
 
@@ -73,10 +82,7 @@ def _shortest_paths(scores, members, arcs, graph, search):
         lacking += excess[e] < 0
     done, reach = 0, 0.0
     while lacking > 0:
-        low = least(search.bits)
-        u = 0
-        while search.bits[u] != low:
-            u += 1
+        u = _least(search.bits)
         if key[u] == ABSENT:
             break
         v = parent[u]
@@ -97,6 +103,8 @@ def _shortest_paths(scores, members, arcs, graph, search):
         lacking -= excess[u] < 0
         key[u] = ABSENT
         target[u] = 2 * ABSENT
+        if not arcs.known[u]:
+            know(scores, members, arcs, u)
         base = reach - price[u]
         for e in range(key.shape[0]):
             new, old = (base + cost[u, e]) + target[e], key[e]
@@ -109,7 +117,27 @@ def _shortest_paths(scores, members, arcs, graph, search):
     return done
 
 
-@jit
+@inner
+def _least(bits):
+    """The first index of the least."""
+    low = bits[0]
+    for e in range(bits.shape[0]):
+        low = min(low, bits[e])
+    start = 0
+    while True:
+        part = bits[start : start + 32]
+        hits = 0
+        for e in range(part.shape[0]):  # without a branch, so vectorised
+            hits += part[e] == low
+        if hits > 0:
+            e = 0
+            while part[e] != low:
+                e += 1
+            return start + e
+        start += 32
+
+
+@inner
 def _augment(scores, members, arcs, graph, search, reached):
     """Move tokens along zero arcs from over-full to under-full nodes, found depth first; returns how many paths."""
     price, excess, path, target, cursor = graph.price, graph.excess, search.path, search.target, search.cursor
@@ -155,17 +183,18 @@ def _augment(scores, members, arcs, graph, search, reached):
     return moved
 
 
-@jit
+@inner
 def _first_sum(a, b, total, j):
     """The first index from j on where a + b is `total`, or the length of a."""
     while j < a.shape[0]:
-        stop = min(j + 32, a.shape[0])
+        x, y = a[j : j + 32], b[j : j + 32]
         hits = 0
-        for e in range(j, stop):  # without a branch, so vectorised
-            hits += a[e] + b[e] == total
+        for e in range(x.shape[0]):  # without a branch, so vectorised
+            hits += x[e] + y[e] == total
         if hits > 0:
-            while a[j] + b[j] != total:
-                j += 1
-            return j
-        j = stop
-    return j
+            e = 0
+            while x[e] + y[e] != total:
+                e += 1
+            return j + e
+        j += 32
+    return a.shape[0]

@@ -6,21 +6,31 @@ are vectorised without fast-math, which would break the exactness.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
 
-def jit(function: Callable) -> Callable:
+def jit(function: Callable, **options: Any) -> Callable:
     """Compile at the first call, and keep the machine code on disk."""
     try:
-        return njit(function, cache=True, nogil=True, error_model="numpy")
+        return njit(function, cache=True, nogil=True, error_model="numpy", **options)
     except RuntimeError:  # nowhere to keep it: neither the package's directory nor the user's can be written
-        return njit(function, nogil=True, error_model="numpy")
+        return njit(function, nogil=True, error_model="numpy", **options)
+
+
+def inner(function: Callable) -> Callable:
+    """`jit` for what only compiled code calls and what allocates nothing.
+
+    Without numba's reference counts: every array that is handed on costs two atomic operations, and a call hands on 20.
+    """
+    return jit(function, _nrt=False, no_cpython_wrapper=True)
 
 
 ABSENT = 1e300  # the cost of a move no token can make; also tells −inf from a score
+ROOM = 1 << 20  # one unit of room, in a number whose low bits name the expert
+NO_ROOM = -(1 << 62)
 
 
 class Scores(NamedTuple):
@@ -29,20 +39,24 @@ class Scores(NamedTuple):
     forbidden: float
 
 
-@jit
+@inner
 def lifted(scores, t, e):
     x = np.float64(scores.values[t, e])
     return (x if x > -ABSENT else scores.forbidden) + scores.magic
 
 
-@jit
+@inner
 def lift(scores, t, prices, row):
-    """`row` (E,) becomes the lifted scores of token t, less the prices."""
+    """`row` (E,) becomes the lifted scores of token t, less the prices; returns the bits of the largest."""
+    top = np.int64(0)
     for e in range(row.shape[0]):
-        row[e] = lifted(scores, t, e) - prices[e]
+        x = lifted(scores, t, e) - prices[e]
+        row[e] = x
+        top = max(top, np.float64(x).view(np.int64))
+    return top
 
 
-@jit
+@inner
 def largest(bits):
     top = bits[0]
     for e in range(bits.shape[0]):
@@ -51,61 +65,28 @@ def largest(bits):
 
 
 @jit
-def least(bits):
-    low = bits[0]
-    for e in range(bits.shape[0]):
-        low = min(low, bits[e])
-    return low
-
-
-@jit
 def choose(scores, k, prices, upper):
     """The top-k sets of `scores − prices` (T, k), the best first, and their loads (E,).
 
-    A token with a tie at its k-th place waits until all others are counted, then takes the tied experts with most
-    room under `upper`.
+    Of tied experts, the one with most room under `upper` so far.
     """
     T, E = scores.values.shape
-    ids, tied, loads, row = np.empty((T, k), np.int64), np.empty(T, np.bool_), np.zeros(E, np.int64), np.empty(E)
+    ids, row = np.empty((T, k), np.int64), np.empty(E)
     bits = row.view(np.int64)
+    room = ROOM * upper + np.arange(E)
     for t in range(T):
-        lift(scores, t, prices, row)
-        top = bits[0]
+        top = lift(scores, t, prices, row)
         for c in range(k):
-            top = largest(bits)
-            e = 0
-            while bits[e] != top:
-                e += 1
+            if c > 0:
+                top = largest(bits)
+            roomiest = np.int64(NO_ROOM)
+            for e in range(E):
+                roomiest = max(roomiest, room[e] if bits[e] == top else np.int64(NO_ROOM))
+            e = roomiest & (ROOM - 1)
             ids[t, c] = e
             bits[e] = 0
-        tied[t] = largest(bits) == top
-        if not tied[t]:
-            for c in range(k):
-                loads[ids[t, c]] += 1
-    for t in range(T):
-        if tied[t]:
-            _break_tie(scores, t, prices, upper, ids[t], loads, row, bits)
-    return ids, loads
-
-
-@jit
-def _break_tie(scores, t, prices, upper, ids, loads, row, bits):
-    lift(scores, t, prices, row)
-    k = ids.shape[0]
-    value = bits[ids[k - 1]]
-    c = 0
-    while bits[ids[c]] > value:
-        loads[ids[c]] += 1
-        c += 1
-    while c < k:
-        best = -1
-        for e in range(row.shape[0]):
-            if bits[e] == value and (best < 0 or upper[e] - loads[e] > upper[best] - loads[best]):
-                best = e
-        ids[c] = best
-        bits[best] = 0
-        loads[best] += 1
-        c += 1
+            room[e] -= ROOM
+    return ids, upper - room // ROOM
 
 
 @jit
@@ -115,8 +96,7 @@ def not_top_k(scores, prices, ids):
     bits = row.view(np.int64)
     total = 0
     for t in range(ids.shape[0]):
-        lift(scores, t, prices, row)
-        worst = bits[ids[t, 0]]
+        worst = lift(scores, t, prices, row)
         for c in range(ids.shape[1]):
             e = ids[t, c]
             if bits[e] == 0:

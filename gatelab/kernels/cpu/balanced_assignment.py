@@ -32,29 +32,10 @@ def _has_numba() -> bool:
     return True
 
 
-def _choose(problem: Problem, prices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    from gatelab.kernels.cpu._assignment_rows import choose
+def _solve(problem: Problem, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from gatelab.kernels.cpu._assignment_levels import solve
 
-    return choose(_scores(problem), problem.k, prices, problem.upper)
-
-
-def _solve(problem: Problem, prices: np.ndarray, ids: np.ndarray, loads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    from gatelab.kernels.cpu._assignment_arcs import Arcs, Members
-    from gatelab.kernels.cpu._assignment_flow import Graph, Search, balance
-
-    prices, held, excess = problem.hub(prices, loads)
-    if excess.any():
-        E = len(loads)
-        # An expert that has tokens to give may take others for the hub first: its bound, and its excess on top.
-        room = problem.upper + np.maximum(excess[:-1], 0)
-        members = Members(ids, np.empty_like(ids), np.empty(room.sum(), np.int32), np.cumsum(room) - room, 0 * loads)
-        table = functools.partial(np.empty, (E + 1, E + 1))
-        arcs = Arcs(table(), table(np.int32), table(), table(np.int32), np.empty(E), np.zeros(E))
-        key, (target, distance) = np.empty(E + 1), np.empty((2, E + 1))
-        search = Search(key, key.view(np.int64), target, distance, *np.empty((4, E + 1), np.int64))
-        graph = Graph(prices, excess, held, problem.upper - problem.lower)
-        balance(_scores(problem), members, arcs, graph, search)
-    return ids, prices[:-1]
+    return solve(_scores(problem), problem.lower, problem.upper, problem.k, starts)
 
 
 def _not_top_k(problem: Problem, ids: np.ndarray, prices: np.ndarray) -> float:
@@ -69,4 +50,4 @@ def _scores(problem: Problem):
     return Scores(problem.scores, problem.grid.magic, problem.grid.forbidden)
 
 
-_SOLVER = Solver(_choose, _solve, _not_top_k)
+_SOLVER = Solver(_solve, _not_top_k)
