@@ -246,6 +246,12 @@ def test_the_command_prints_the_page_or_the_whole_document(model, texts, tmp_pat
             assert out == f"{tmp_path / 'out/trace.html'}\n"
 
 
+def test_without_transformers_it_says_how_to_get_it(model, texts, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(BadInput, match=r"needs transformers, which is not installed; pip install 'gatelab\[hf\]'"):
+        trace.run(model, texts, tmp_path / "out", **SMALL)
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     parts=st.lists(st.sampled_from([CODE, PROSE, "Ω" * 50, "x" * 80, "\r\n", " "]), min_size=1, max_size=8),

@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from gatelab import Routing
 from gatelab.bench import trace
 from gatelab.bench.errors import BadInput
 from gatelab.bench.trace import convert as convert_module
+from gatelab.bench.trace import vocabulary
 from gatelab.bench.trace.layer import LayerCounts
+from gatelab.bench.trace.trace import default_devices
 from gatelab.zoo import UnsupportedBlock
 
 DOCS = Path(__file__).parents[2] / "docs/trace.md"
@@ -60,8 +63,8 @@ def test_one_window_of_routings_is_alive_at_a_time(model, texts, tmp_path):
             alive.append(sum(type(thing) is Routing for thing in gc.get_objects()))
 
     before = sum(type(thing) is Routing for thing in gc.get_objects())
-    trace.run(model, texts, tmp_path / "out", on_progress=count, tokens=300, sequence_length=16, record=0)
-    assert len(alive) > 30
+    trace.run(model, texts, tmp_path / "out", on_progress=count, tokens=150, sequence_length=10, record=0)
+    assert len(alive) == 30
     assert max(alive) - before <= 2  # two layers
 
 
@@ -92,8 +95,8 @@ def test_a_second_trace_says_the_same_and_replaces_the_recording_of_the_first(mo
     assert len(list((tmp_path / "out/routing").iterdir())) == 1 + 8
     assert trace.run(model, texts, tmp_path / "out", **options) == first
     assert [(tmp_path / "out" / name).read_bytes() for name in ("trace.json", "trace.html")] == pages
-    less = trace.run(model, texts, tmp_path / "out", **{**options, "record": 10})
-    # windows that begin within the first 10 tokens: one of each text
+    less = trace.run(model, texts, tmp_path / "out", **{**options, "record": 32})
+    # 32 tokens of each text are one window
     assert sorted(path.name for path in (tmp_path / "out/routing").iterdir()) == ["00000", "00001", "index.json"]
     assert less["layers"] == first["layers"]
     saved = (tmp_path / "out/routing").glob("*/*.npz")
@@ -163,10 +166,37 @@ def test_of_an_encoder_decoder_the_encoder_is_traced(texts, tmp_path):
     assert layer["experts_per_token"]["min"] == 0
 
 
-def test_devices_are_the_largest_divisor_up_to_eight_unless_given(model, texts, tmp_path):
-    assert [layer["devices"] for layer in trace.run(model, texts, tmp_path / "out", **SMALL)["layers"]] == [6, 6]
-    given = trace.run(model, texts, tmp_path / "out", devices=3, **SMALL)["layers"]
-    assert [layer["devices"] for layer in given] == [3, 3]
+def test_devices_are_the_largest_divisor_up_to_eight():
+    found = {num_experts: default_devices(num_experts) for num_experts in (6, 7, 11, 20, 60, 64)}
+    assert found == {6: 6, 7: 7, 11: 1, 20: 5, 60: 6, 64: 8}
+
+
+def test_only_the_most_frequent_ids_are_counted(model, texts, tmp_path, monkeypatch):
+    longer = {**SMALL, "tokens": 400}
+    whole = trace.run(model, texts, tmp_path / "whole", **longer)
+    monkeypatch.setattr(vocabulary, "MOST_IDS", 3)
+    few = trace.run(model, texts, tmp_path / "few", **longer)
+    assert len(whole["vocabulary"]["ids"]) > 3
+    assert few["vocabulary"]["ids"] == whole["vocabulary"]["ids"][:3]
+    counts = np.load(tmp_path / "few/counts.npz")
+    tokens = counts["model.layers.0.mlp/tokens"].tolist()
+    assert tokens == sorted(tokens, reverse=True)
+    assert counts["model.layers.0.mlp/assignments"].shape == (3, 6)
+    assert few["vocabulary"]["share"] == pytest.approx(sum(tokens) / sum(text["tokens"] for text in few["texts"]))
+
+
+def test_blocks_are_let_go_as_they_are_converted(model, texts, tmp_path, monkeypatch):
+    convert, blocks = convert_module.convert, []
+
+    def count(block):
+        gc.collect()
+        blocks.append(weakref.ref(block))
+        assert sum(seen() is not None for seen in blocks) == 1
+        return convert(block)
+
+    monkeypatch.setattr(convert_module, "convert", count)
+    trace.run(model, texts, tmp_path / "out", **SMALL)
+    assert len(blocks) == 2
 
 
 def test_dtype_is_the_checkpoints_own_unless_given(model, texts, tmp_path):

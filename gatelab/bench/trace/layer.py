@@ -31,7 +31,7 @@ class LayerCounts:
         zero: assignments to experts that compute nothing.
         requested, assigned: sums over all tokens, the prefix of a window included.
         windows: how many.
-        max_violation, straggler: sums over windows.
+        max_violation, straggler: sums over windows, each times its tokens.
         entropy, margin: sums over tokens.
         fewest, most: experts of a token.
     """
@@ -70,8 +70,8 @@ class LayerCounts:
         self.kept_XE[text] += n_E
         self.tokens_X[text] += len(ids_TK)
         self.windows += 1
-        self.max_violation += float(metrics.max_violation(n_E))
-        self.straggler += float(metrics.straggler_factor(n_E, self.devices))
+        self.max_violation += float(metrics.max_violation(n_E)) * len(ids_TK)
+        self.straggler += float(metrics.straggler_factor(n_E, self.devices)) * len(ids_TK)
         self.pairs_EE += metrics.co_activation(ids_TK, E)
         counted = metrics.count_by_label(labels_T, ids_TK, num_labels=V, num_experts=E)
         self.all_VE += counted.assignments

@@ -36,7 +36,7 @@ def layer_figures(layer: Layer, counts: LayerCounts, names: Sequence[str]) -> di
         "tokens": T,
         "tokens_per_expert": n_E.tolist(),
         "tokens_per_expert_by_text": counts.kept_XE.tolist(),
-        **_balance(n_E, counts),
+        **_balance(n_E, T, counts),
         **_gate(T, counts),
         **_specialization(counts),
         **_together(counts.pairs_EE, T),
@@ -44,10 +44,10 @@ def layer_figures(layer: Layer, counts: LayerCounts, names: Sequence[str]) -> di
     }
 
 
-def _balance(n_E: Tensor, counts: LayerCounts) -> dict[str, Any]:
+def _balance(n_E: Tensor, num_tokens: int, counts: LayerCounts) -> dict[str, Any]:
     covered_E = metrics.coverage(n_E)
     return {
-        "max_violation": counts.max_violation / counts.windows,
+        "max_violation": counts.max_violation / num_tokens,
         "max_violation_global": float(metrics.max_violation(n_E)),
         "imbalance": float(metrics.imbalance(n_E)),
         "coefficient_of_variation": float(metrics.coefficient_of_variation(n_E)),
@@ -60,7 +60,7 @@ def _balance(n_E: Tensor, counts: LayerCounts) -> dict[str, Any]:
         # 1e-9 below, for a sum that should be exactly that share
         "experts_covering": {f"{share:g}": int((covered_E < share - 1e-9).sum()) + 1 for share in COVERED},
         "devices": counts.devices,
-        "straggler_factor": counts.straggler / counts.windows,
+        "straggler_factor": counts.straggler / num_tokens,
         "straggler_factor_global": float(metrics.straggler_factor(n_E, counts.devices)),
     }
 

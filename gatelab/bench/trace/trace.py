@@ -6,6 +6,7 @@ import dataclasses
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def run(
     model_dir, out_dir, paths = Path(model_dir), Path(out_dir), [Path(text) for text in texts]
     config = TraceConfig(**options)
     names = check_texts(paths)
+    if find_spec("transformers") is None:
+        raise BadInput("a trace needs transformers, which is not installed; pip install 'gatelab[hf]'")
     safe = check_folder(model_dir, config.allow_pickle)
     with quiet(), seeded("trace", config.seed), torch.no_grad():
         reader = Reader(load_tokenizer(model_dir, config), config)
@@ -120,10 +123,15 @@ def _look_through(
 
 def _devices(config: TraceConfig, num_experts: int) -> int:
     if config.devices is None:
-        return max(devices for devices in range(1, DEVICES + 1) if num_experts % devices == 0)
+        return default_devices(num_experts)
     if num_experts % config.devices:
         raise BadInput(f"--devices {config.devices} must divide the {num_experts} experts of a layer")
     return config.devices
+
+
+def default_devices(num_experts: int) -> int:
+    """The largest divisor up to 8."""
+    return max(devices for devices in range(1, DEVICES + 1) if num_experts % devices == 0)
 
 
 def _provenance(model: Any, model_dir: Path, config: TraceConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BY_LAYER = (
     ("max_violation_global", "MaxVio, summed"),
-    ("straggler_factor", "straggler factor"),
+    ("straggler_factor", "fullest device"),
     ("gate_entropy_share", "gate entropy / ln E"),
     ("top1_margin", "margin"),
     ("vocabulary_specialization", "vocabulary"),
@@ -88,7 +88,7 @@ def _ratios(
             row[: len(values)] = np.clip(np.log2(values), -SPREAD, SPREAD)
     axes.imshow(padded, cmap="cividis", vmin=-SPREAD, vmax=SPREAD, aspect="auto", interpolation="none")
     _ticks(axes, "y", labels)
-    plain_ticks(axes)
+    _ticks(axes, "x", [str(expert) for expert in range(width)])
     axes.set_xlabel("expert")
     if axis:
         axes.set_ylabel(axis)

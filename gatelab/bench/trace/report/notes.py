@@ -3,7 +3,7 @@
 from gatelab.bench.trace.vocabulary import MIN_TOKENS, MOST_IDS
 
 BALANCE = (
-    "MaxVio is how far the busiest expert is over the mean load (0 = even): per window, the mean over windows, and of "
+    "MaxVio is how far the busiest expert is over the mean load (0 = even): per window (the mean over windows), and of "
     "the summed counts. CV is the standard deviation over the mean; Gini 0 = even; entropy that of the load over ln E, "
     "1 = even. Dead experts got no token at all."
 )
@@ -20,8 +20,8 @@ SPECIALIZATION = (
     "its closest partner also gets, mean over experts."
 )
 DEVICES = (
-    "Straggler: the load of the fullest device over the mean load, when the layer's experts are spread over that many "
-    "devices in their order; all wait for the fullest. Per window it is what a step of that size meets, summed what a "
-    "very long step would. Experts for 50, 90 and 99 %: the busiest ones that together get so much of the assignments."
+    "Fullest device: its load over the mean load (the straggler factor), when the layer's experts are spread over that "
+    "many devices in their order and all wait for the fullest; per window, and of the summed counts, as in a very long "
+    "step. Experts for 50, 90 and 99 %: the busiest ones that together get so much of the assignments."
 )
 LAYERS = "The token ids of an expert are those that most reliably come to it; ␣ is a space, ⏎ a line end."

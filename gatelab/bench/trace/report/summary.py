@@ -45,12 +45,17 @@ def _span(view: View, name: str, digits: int = 2) -> str:
     return f"{number(low[name], digits)} ({low.label}) to {number(high[name], digits)} ({high.label})"
 
 
+def _where(view: View, layer: LayerView) -> str:
+    """Which layer it is; nothing where there is one alone."""
+    return f" ({layer.label})" if len(view.layers) > 1 else ""
+
+
 def _balance(view: View) -> tuple[str, str]:
     few = view.best("load_entropy")
     return "Balance", (
         f"MaxVio of the summed load is {_span(view, 'max_violation_global')}; in single windows its mean is "
-        f"{_span(view, 'max_violation')}. The least even load, of {few.label}, works like "
-        f"{number(few['effective_experts'], 1)} of {few['num_experts']} experts."
+        f"{_span(view, 'max_violation')}. The least even load{_where(view, few)} "
+        f"works like {number(few['effective_experts'], 1)} of {few['num_experts']} experts."
     )
 
 
@@ -69,8 +74,8 @@ def _tokens(view: View) -> list[tuple[str, str]]:
     return [
         (
             "Vocabulary",
-            f"A frequent token sends {percent(most['vocabulary_specialization'])} of its occurrences to its favourite "
-            f"expert in {most.label}, the most of all layers ({percent(chance)} if the gate did not look at it).",
+            "Share of a frequent token's occurrences that its favourite expert gets: "
+            f"{_span(view, 'vocabulary_specialization')}; near {number(chance, 2)} if gates did not look at the token.",
         )
     ]
 
@@ -102,16 +107,12 @@ def _together(view: View) -> list[tuple[str, str]]:
 
 
 def _devices(view: View) -> tuple[str, str]:
-    worst = view.worst("straggler_factor")
+    few = view.best("load_entropy")
     return "On devices", (
-        f"Spread over {count(worst['devices'], 'device')}, the fullest has {number(worst['straggler_factor'], 2)} "
-        f"times the mean load in a window of {worst.label}, the worst layer. Half of the assignments fall on "
-        f"{_half(view.best('load_entropy'))}."
+        f"Load of the fullest of {count(few['devices'], 'device')} over the mean in a window: "
+        f"{_span(view, 'straggler_factor')}. Where loads are least even{_where(view, few)}, half of the assignments "
+        f"fall on {few['experts_covering']['0.5']} of {few['num_experts']} experts."
     )
-
-
-def _half(layer: LayerView) -> str:
-    return f"{layer['experts_covering']['0.5']} of {layer['num_experts']} experts in {layer.label}, the least even one"
 
 
 def _recorded(view: View) -> tuple[str, str]:

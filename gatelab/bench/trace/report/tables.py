@@ -89,8 +89,8 @@ def devices(view: View) -> Table:
     """What the imbalance costs on several devices, and how few experts do most of the work."""
     columns: dict[str, Callable[[LayerView], Cell]] = {
         "Devices": lambda layer: whole(layer["devices"]),
-        "Straggler": lambda layer: figure(layer["straggler_factor"], 2),
-        "Straggler, summed": lambda layer: figure(layer["straggler_factor_global"], 2),
+        "Fullest device": lambda layer: figure(layer["straggler_factor"], 2),
+        "Fullest, summed": lambda layer: figure(layer["straggler_factor_global"], 2),
     }
     for part, name in (("0.5", "50 %"), ("0.9", "90 %"), ("0.99", "99 %")):
         columns[f"Experts for {name}"] = lambda layer, part=part: whole(layer["experts_covering"][part])
