@@ -212,6 +212,7 @@ def test_every_entry_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = y_and_gradients(arguments, "cpu")
     monkeypatch.setattr(_expert_forward, "empty", poisoned)
     monkeypatch.setattr(_expert_backward, "empty", poisoned)
+    monkeypatch.setattr(_memory, "empty", poisoned)
     actual = y_and_gradients(arguments, "cpu")
     for name, tensor in expected.items():
         assert torch.equal(actual[name], tensor), name
@@ -398,6 +399,28 @@ def test_memory_is_recycled_once_no_tensor_uses_it() -> None:
     assert second.data_ptr() != address  # a view still uses it
     del view
     assert _memory.empty(shape, torch.float32).data_ptr() == address
+
+
+def test_idle_memory_is_no_more_than_was_once_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_memory, "_idle", [])
+    small = [_memory.empty((1 << 20,), torch.uint8) for _ in range(4)]
+    del small
+    for more in range(8):  # one at a time, no two of the same size
+        _memory.empty(((4 << 20) + more,), torch.uint8)
+        assert sum(buffer.nbytes for buffer in _memory._idle) < (4 << 20) + 4096
+
+
+def test_a_block_uses_the_memory_of_the_one_before() -> None:
+    scratches = _memory.Scratches(8, (3, 5), torch.float32)
+    with scratches.lend() as scratch:
+        first, second = scratch.take(8, 3), scratch.take(7, 5)
+        with scratches.lend() as other:  # another core at the same time
+            assert other.take(8, 3).data_ptr() != first.data_ptr()
+    first.fill_(1)
+    second.fill_(2)
+    assert (first == 1).all()
+    with scratches.lend() as scratch:
+        assert scratch.take(8, 3).data_ptr() == first.data_ptr()
 
 
 @pytest.mark.parametrize(

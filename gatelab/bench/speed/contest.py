@@ -12,7 +12,7 @@ from gatelab.bench.speed.provenance import provenance
 from gatelab.layers.experts import Experts
 from gatelab.routers.routing import Routing
 
-OURS, DENSE, COPY = "gatelab", "dense SwiGLU", "copy of the used weights"
+OURS, DENSE, GATE, COPY = "gatelab", "dense SwiGLU", "its gate alone", "copy of the used weights"
 FEW_TOKENS = 16
 
 
@@ -65,18 +65,17 @@ class Contest:
         case: the sizes.
         x_TD: the tokens.
         contestants: by name; one is `DENSE`.
-        experts, routing: ours, and where its tokens go.
+        beside: what is timed with them, by name, and has nothing to answer.
     """
 
     case: Case
     x_TD: Tensor
     contestants: dict[str, Contestant]
-    experts: Experts
-    routing: Routing
+    beside: dict[str, Call]
 
 
 def compete(contest: Contest, rounds: int, report: Callable[[dict], None]) -> list[dict]:
-    """One row per contestant, and for few tokens one for a copy of the weights of the experts that are used.
+    """One row per contestant, and per call beside them.
 
     Returns:
         The sizes; `pass`, `layer`; `check`, how far the output is from what is expected, relative to it, or why there
@@ -86,13 +85,9 @@ def compete(contest: Contest, rounds: int, report: Callable[[dict], None]) -> li
     case, x_TD = contest.case, contest.x_TD
     checks: dict[str, float | str] = {name: _check(c, x_TD) for name, c in contest.contestants.items()}
     calls = {name: step(c.layer, x_TD, case.backward) for name, c in contest.contestants.items() if _ok(checks[name])}
-    names = list(checks)
-    if case.T <= FEW_TOKENS and not case.backward:
-        calls[COPY] = _copy_of_used_weights(contest.experts, contest.routing)
-        names.append(COPY)
-    seconds = alternate(calls, rounds)
+    seconds = alternate(calls | contest.beside, rounds)
     rows = []
-    for name in names:
+    for name in [*checks, *contest.beside]:
         times = seconds.get(name)
         row = {
             **case.facts,
@@ -134,8 +129,10 @@ def _ok(check: float | str) -> bool:
     return isinstance(check, str) or check < 0.02  # bfloat16 rounds to 2⁻⁹ several times; NaN fails too
 
 
-def _copy_of_used_weights(experts: Experts, routing: Routing) -> Call:
+def copy_of_used_weights(case: Case, experts: Experts, routing: Routing) -> dict[str, Call]:
     """The least a forward on few tokens can take is to read each used expert's weights once."""
+    if case.T > FEW_TOKENS or case.backward:
+        return {}
     used = routing.tokens_per_expert.nonzero().flatten().tolist()
     sources = [weight.detach()[e] for e in used for weight in (experts.gate_up_proj, experts.down_proj)]
     targets = [torch.empty_like(source) for source in sources]
@@ -144,4 +141,4 @@ def _copy_of_used_weights(experts: Experts, routing: Routing) -> Call:
         for target, source in zip(targets, sources, strict=True):
             target.copy_(source)
 
-    return call
+    return {COPY: call}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gatelab import kernels
-from gatelab.bench.speed.contest import CASES, DENSE, OURS, Case, Contest, Contestant, compete
+from gatelab.bench.speed.contest import CASES, DENSE, OURS, Case, Contest, Contestant, compete, copy_of_used_weights
 from gatelab.bench.speed.layer_peers import DenseSwiGLU, transformers_experts
 from gatelab.layers.experts import Experts
 from gatelab.routers.registry import create_router
@@ -38,7 +38,7 @@ def _enter(case: Case, seed: int) -> Contest:
     }
     for name, peer in transformers_experts(experts, routing).items():
         contestants[name] = Contestant(peer, expected_TD)
-    return Contest(case, x_TD, contestants, experts, routing)
+    return Contest(case, x_TD, contestants, copy_of_used_weights(case, experts, routing))
 
 
 class _Routed(nn.Module):

@@ -3,13 +3,26 @@
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 
 from gatelab import kernels
-from gatelab.bench.speed.contest import CASES, DENSE, OURS, Case, Contest, Contestant, compete
+from gatelab.bench.speed.alternate import Call
+from gatelab.bench.speed.contest import (
+    CASES,
+    DENSE,
+    GATE,
+    OURS,
+    Case,
+    Contest,
+    Contestant,
+    compete,
+    copy_of_used_weights,
+)
 from gatelab.bench.speed.layer_peers import DenseSwiGLU, another_function, transformers_blocks
 from gatelab.layers.experts import Experts
 from gatelab.layers.moe import MoE
 from gatelab.routers.registry import create_router
+from gatelab.routers.router import Router
 
 
 def run(
@@ -22,7 +35,8 @@ def run(
     """Time the layers on every case, on all cores, all of them in turn in every round.
 
     Peers: `transformers` (Mixtral's block: eager and grouped_mm) with our weights, st-moe-pytorch with its own, where
-    installed (extra `peers`). For few tokens also a plain copy of the weights of the experts that were used.
+    installed (extra `peers`). Beside them the gate alone of our layer, losses included, and for few tokens a plain copy
+    of the weights of the experts that were used.
 
     Args:
         cases: what to time.
@@ -57,4 +71,20 @@ def enter(case: Case, seed: int) -> Contest:
     if case.dtype == torch.float32:
         for name, layer in another_function(case.D, case.I, case.E, case.K).items():
             contestants[name] = Contestant(layer, "drops tokens")
-    return Contest(case, x_TD, contestants, experts, routing)
+    beside = {GATE: _gate(router, x_TD, case.backward), **copy_of_used_weights(case, experts, routing)}
+    return Contest(case, x_TD, contestants, beside)
+
+
+def _gate(router: Router, x_TD: Tensor, backward: bool) -> Call:
+    """What the gate has of our layer: scores, selection, weights, statistics and losses."""
+    x_leaf = x_TD.clone().requires_grad_(backward)
+
+    def call() -> None:
+        with torch.set_grad_enabled(backward):
+            routing = router(x_leaf)
+        if backward:
+            (routing.weights.square().sum() + routing.aux_loss).backward()
+            router.zero_grad()
+            x_leaf.grad = None
+
+    return call

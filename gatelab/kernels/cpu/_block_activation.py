@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gatelab.kernels.activations import ACTIVATIONS
 from gatelab.kernels.cpu._gemm import padded, zero_padding
+from gatelab.kernels.cpu._memory import Scratch
 
 aten = torch.ops.aten
 
@@ -45,23 +46,23 @@ class BlockActivation:
         self.gated = ACTIVATIONS[name].gated
         self.pointwise = _POINTWISE[name]
 
-    def forward(self, h_nJ: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, h_nJ: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
         """a (P, I), and the activated gate half (n, I) for `backward` (un-gated: nothing of use)."""
         n, J = h_nJ.shape
-        a_PI = zero_padding(h_nJ.new_empty(padded(n), J // 2 if self.gated else J), n)
+        a_PI = zero_padding(scratch.take(padded(n), J // 2 if self.gated else J), n)
         if not self.gated:
             self.pointwise.function(h_nJ, a_PI[:n])
             return a_PI, a_PI
         gate_nI, up_nI = h_nJ.chunk(2, dim=1)
-        activated_nI = up_nI.new_empty(up_nI.shape)
+        activated_nI = scratch.take(n, J // 2)
         self.pointwise.function(gate_nI, activated_nI)
         torch.mul(activated_nI, up_nI, out=a_PI[:n])
         return a_PI, activated_nI
 
-    def backward(self, grad_nI: Tensor, h_nJ: Tensor, activated_nI: Tensor) -> Tensor:
+    def backward(self, grad_nI: Tensor, h_nJ: Tensor, activated_nI: Tensor, scratch: Scratch) -> Tensor:
         """The gradient of h, (P, J). Overwrites `grad_nI`."""
         n, J = h_nJ.shape
-        grad_PJ = zero_padding(h_nJ.new_empty(padded(n), J), n)
+        grad_PJ = zero_padding(scratch.take(padded(n), J), n)
         if not self.gated:
             self.pointwise.gradient(grad_nI, h_nJ, grad_PJ[:n])
             return grad_PJ

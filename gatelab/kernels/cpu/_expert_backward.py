@@ -9,8 +9,8 @@ from torch import Tensor
 from gatelab.kernels.cpu._block_activation import BlockActivation
 from gatelab.kernels.cpu._cores import run
 from gatelab.kernels.cpu._expert_forward import Arguments, cut, row, sum_by_token
-from gatelab.kernels.cpu._gemm import gather, linear
-from gatelab.kernels.cpu._memory import empty
+from gatelab.kernels.cpu._gemm import gather, linear, padded
+from gatelab.kernels.cpu._memory import Scratch, Scratches, empty
 
 
 class Gradients(NamedTuple):
@@ -36,19 +36,29 @@ def backward(
     grad_weights = torch.zeros_like(arguments.weights) if weights_wanted else None
     parameters = (arguments.up_proj, arguments.down_proj, arguments.up_bias, arguments.down_bias)
     grads = [empty(p.shape, p.dtype) if experts_wanted and p is not None else None for p in parameters]
+    pieces = [cut(e, *borders) for e, borders in enumerate(pairwise(offsets))]
+    most_rows = padded(max((stop - start for own in pieces for _, start, stop in own), default=0))
+    D, J, I = x_TD.shape[1], hidden.shape[1], arguments.down_proj.shape[2]
+    scratches = Scratches(most_rows, (D, D, I, I, I, J, D), x_TD.dtype)
 
     def work(e: int) -> None:
-        parts = [block_gradients(*piece) for piece in cut(e, offsets[e], offsets[e + 1])]
-        for grad, *terms in zip(grads, *parts, strict=True):
+        own = [row(grad, e) for grad in grads]
+        parts = []
+        for piece in pieces[e]:
+            with scratches.lend() as scratch:
+                parts.append(block_gradients(*piece, scratch, own if len(pieces[e]) == 1 else [None] * len(grads)))
+        for grad, *terms in zip(own, *parts, strict=True):
             if grad is not None:
-                _sum(terms, out=grad[e])
+                _sum(terms, out=grad)
 
-    def block_gradients(e: int, start: int, stop: int) -> list[Tensor | None]:
+    def block_gradients(
+        e: int, start: int, stop: int, scratch: Scratch, out: list[Tensor | None]
+    ) -> list[Tensor | None]:
         """Writes what the rows give x and the weights, and returns what they give the parameters of expert e."""
         n, tokens_n, weight_n1 = stop - start, arguments.token_index[start:stop], weights[start:stop, None]
-        x_PD, grad_PD, h_nJ = gather(x_TD, tokens_n), gather(grad_TD, tokens_n), hidden[start:stop]
-        a_PI, activated_nI = activation.forward(h_nJ)
-        grad_a_nI = linear(grad_PD, arguments.down_proj[e].t())[:n]
+        x_PD, grad_PD, h_nJ = gather(x_TD, tokens_n, scratch), gather(grad_TD, tokens_n, scratch), hidden[start:stop]
+        a_PI, activated_nI = activation.forward(h_nJ, scratch)
+        grad_a_nI = linear(grad_PD, arguments.down_proj[e].t(), out=scratch.take(grad_PD.shape[0], I))[:n]
         if not on_input:
             if grad_weights is not None:  # the gradient is grad · down(a), which is (downᵀ grad) · a
                 grad_weights[start:stop] = _row_products(grad_a_nI, a_PI[:n], arguments.weights.dtype)
@@ -56,9 +66,9 @@ def backward(
                     grad_weights[start:stop] += _row_products(grad_PD[:n], bias_D, arguments.weights.dtype)
             grad_a_nI.mul_(weight_n1)
             a_PI[:n].mul_(weight_n1)
-        grad_h_PJ = activation.backward(grad_a_nI, h_nJ, activated_nI)
+        grad_h_PJ = activation.backward(grad_a_nI, h_nJ, activated_nI, scratch)
         if grad_rows_ND is not None or (on_input and grad_weights is not None):
-            grad_x_nD = linear(grad_h_PJ, arguments.up_proj[e].t())[:n]
+            grad_x_nD = linear(grad_h_PJ, arguments.up_proj[e].t(), out=scratch.take(grad_PD.shape[0], D))[:n]
             if on_input:
                 if grad_weights is not None:
                     grad_weights[start:stop] = _row_products(grad_x_nD, x_PD[:n], arguments.weights.dtype)
@@ -73,7 +83,9 @@ def backward(
         grad_down_bias = None
         if arguments.down_bias is not None:
             grad_down_bias = (grad_PD[:n] if on_input else grad_PD[:n] * weight_n1).sum(0)
-        return [linear(grad_h_PJ.t(), x_PD.t()), linear(grad_PD.t(), a_PI.t()), grad_up_bias, grad_down_bias]
+        grad_up_JD = linear(grad_h_PJ.t(), x_PD.t(), out=out[0])
+        grad_down_DI = linear(grad_PD.t(), a_PI.t(), out=out[1])
+        return [grad_up_JD, grad_down_DI, grad_up_bias, grad_down_bias]
 
     run(work, range(len(offsets) - 1), [high - low for low, high in pairwise(offsets)], arguments.multiply_adds)
     grad_x_TD = None
@@ -89,10 +101,10 @@ def _row_products(a_nA: Tensor, b_nA: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _sum(terms: list[Tensor], out: Tensor) -> None:
     """In at least float32, so that a sum of many terms is rounded once."""
-    if len(terms) < 2:
-        out.copy_(terms[0] if terms else torch.zeros(()))
-        return
-    total = terms[0].to(torch.promote_types(out.dtype, torch.float32))
-    for term in terms[1:]:
-        total.add_(term)
-    out.copy_(total)
+    if not terms:
+        out.zero_()
+    elif terms[0] is not out:
+        total = terms[0] if len(terms) == 1 else terms[0].to(torch.promote_types(out.dtype, torch.float32))
+        for term in terms[1:]:
+            total.add_(term)
+        out.copy_(total)

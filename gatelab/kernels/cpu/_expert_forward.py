@@ -12,10 +12,11 @@ from torch import Tensor
 from gatelab.kernels.cpu._block_activation import BlockActivation
 from gatelab.kernels.cpu._cores import run
 from gatelab.kernels.cpu._gemm import gather, linear, padded
-from gatelab.kernels.cpu._memory import empty
+from gatelab.kernels.cpu._memory import Scratch, Scratches, empty
 
 _BLOCK_ROWS = 512
 _BLOCKS = 16  # at least, if there are that many experts, so that they balance
+_FEW_ROWS = 1  # per expert
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,27 @@ def forward(arguments: Arguments, keep_hidden: bool) -> tuple[Tensor, Tensor]:
     hidden = empty((arguments.token_index.shape[0] if keep_hidden else 0, J), x_TD.dtype)
     hidden[offsets[-1] :].zero_()
 
-    def work(block: list[Piece]) -> None:
-        start, stop = block[0].start, block[-1].stop
-        x_PD = gather(x_TD, arguments.token_index[start:stop])
-        if on_input:
-            x_PD[: stop - start].mul_(weights[start:stop, None])
-        h_PJ = product(block, x_PD, arguments.up_proj, arguments.up_bias)
-        if keep_hidden:
-            hidden[start:stop] = h_PJ[: stop - start]
-        a_PI, _ = activation.forward(h_PJ)
-        rows_ND[start:stop] = product(block, a_PI, arguments.down_proj, arguments.down_bias)[: stop - start]
+    pieces = [piece for e, borders in enumerate(pairwise(offsets)) for piece in cut(e, *borders)]
+    is_reading = offsets[-1] <= _FEW_ROWS * len(pieces)  # weights, most of the time: the cores do that together
+    blocks = join(pieces, _BLOCK_ROWS if is_reading else min(_BLOCK_ROWS, offsets[-1] // _BLOCKS))
+    sizes = [block[-1].stop - block[0].start for block in blocks]
+    D, I = x_TD.shape[1], arguments.down_proj.shape[2]
+    scratches = Scratches(padded(max(sizes, default=0)), (D, J, I, I, D), x_TD.dtype)
 
-    blocks = join([piece for e, borders in enumerate(pairwise(offsets)) for piece in cut(e, *borders)])
-    run(work, blocks, [block[-1].stop - block[0].start for block in blocks], arguments.multiply_adds)
+    def work(block: list[Piece]) -> None:
+        with scratches.lend() as scratch:
+            start, stop = block[0].start, block[-1].stop
+            x_PD = gather(x_TD, arguments.token_index[start:stop], scratch)
+            if on_input:
+                x_PD[: stop - start].mul_(weights[start:stop, None])
+            h_PJ = product(block, x_PD, arguments.up_proj, arguments.up_bias, scratch)
+            if keep_hidden:
+                hidden[start:stop] = h_PJ[: stop - start]
+            a_PI, _ = activation.forward(h_PJ, scratch)
+            out_PD = product(block, a_PI, arguments.down_proj, arguments.down_bias, scratch)
+            rows_ND[start:stop] = out_PD[: stop - start]
+
+    run(work, blocks, sizes, 0 if is_reading else arguments.multiply_adds)
     return sum_by_token(rows_ND, arguments.token_index, x_TD.shape[0], None if on_input else weights), hidden
 
 
@@ -86,30 +95,33 @@ def cut(e: int, start: int, stop: int) -> list[Piece]:
     return [Piece(e, low, high) for low, high in pairwise(borders) if low < high]
 
 
-def join(pieces: list[Piece]) -> list[list[Piece]]:
+def join(pieces: list[Piece], most_rows: int) -> list[list[Piece]]:
     """Blocks of pieces that are too small to need padding, and of one piece each where they do.
 
     What is done with the rows of a block at once is done in a few Python steps instead of as many for each expert.
     """
-    most = min(_BLOCK_ROWS, pieces[-1].stop // _BLOCKS) if pieces else 0
     blocks: list[list[Piece]] = []
     for piece in pieces:
-        start = blocks[-1][0].start if blocks else 0
-        if blocks and blocks[-1][-1].is_small and piece.is_small and piece.stop - start <= most:
+        fits = blocks and piece.stop - blocks[-1][0].start <= most_rows
+        if fits and blocks[-1][-1].is_small and piece.is_small:
             blocks[-1].append(piece)
         else:
             blocks.append([piece])
     return blocks
 
 
-def product(block: list[Piece], x_PA: Tensor, weight_EBA: Tensor, bias_EB: Tensor | None) -> Tensor:
+def product(block: list[Piece], x_PA: Tensor, weight_EBA: Tensor, bias_EB: Tensor | None, scratch: Scratch) -> Tensor:
     """(P, B), each row times its expert's weightᵀ + bias."""
+    out_PB = scratch.take(x_PA.shape[0], weight_EBA.shape[1])
     if len(block) == 1:
-        return linear(x_PA, weight_EBA[block[0].e], row(bias_EB, block[0].e))
-    start = block[0].start
-    return torch.cat(
-        [linear(x_PA[p.start - start : p.stop - start], weight_EBA[p.e], row(bias_EB, p.e)) for p in block]
-    )
+        e = block[0].e
+        return linear(x_PA, weight_EBA[e], row(bias_EB, e), out_PB)
+    for e, start, stop in block:
+        rows = slice(start - block[0].start, stop - block[0].start)
+        out_nB = out_PB[rows]
+        if (part_nB := linear(x_PA[rows], weight_EBA[e], row(bias_EB, e), out_nB)) is not out_nB:
+            out_nB.copy_(part_nB)
+    return out_PB
 
 
 def row(bias: Tensor | None, e: int) -> Tensor | None:

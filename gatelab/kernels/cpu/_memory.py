@@ -1,9 +1,10 @@
 """Large tensors whose first use is cheap."""
 
+import contextlib
 import math
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
     Touching new memory costs more than filling it: 100 MB take 3 ms when recycled, 5 to 60 in huge pages, which NumPy
     asks for, and 30 or more in the pages of torch's own allocator. A tensor's memory is idle once the tensor is gone.
-    An idle buffer is given up whenever none of them fits, so that they never hold more than was once in use.
+    Where none fits, idle buffers are given up for the new one: all together never hold more than was once in use.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes < _SMALL:
@@ -34,11 +35,50 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(in_use).view(dtype).view(*shape)
 
 
+class Scratch:
+    """Memory that one block after another uses: what malloc takes back between them costs as much as new memory."""
+
+    def __init__(self, num_elements: int, dtype: torch.dtype) -> None:
+        self._flat, self._taken = empty((num_elements,), dtype), 0
+
+    def take(self, rows: int, columns: int) -> Tensor:
+        """An uninitialised matrix, valid until `clear`."""
+        start = self._taken
+        self._taken = start + _aligned(rows * columns)
+        return self._flat[start : start + rows * columns].view(rows, columns)
+
+    def clear(self) -> None:
+        self._taken = 0
+
+
+class Scratches:
+    """As many as work at once, each large enough for matrices of these columns and at most this many rows."""
+
+    def __init__(self, rows: int, columns: Sequence[int], dtype: torch.dtype) -> None:
+        self._num_elements, self._dtype = sum(_aligned(rows * c) for c in columns), dtype
+        self._spare: list[Scratch] = []
+
+    @contextlib.contextmanager
+    def lend(self) -> Iterator[Scratch]:
+        try:
+            scratch = self._spare.pop()
+        except IndexError:
+            scratch = Scratch(self._num_elements, self._dtype)
+        yield scratch
+        scratch.clear()
+        self._spare.append(scratch)
+
+
+def _aligned(num_elements: int) -> int:
+    return -(-num_elements // _CACHE_LINE) * _CACHE_LINE
+
+
 def _recycled(num_bytes: int) -> np.ndarray | None:
     with _lock:
         for i, buffer in enumerate(_idle):
             if buffer.nbytes == num_bytes + _CACHE_LINE:
                 return _idle.pop(i)
-        if _idle:
-            _idle.pop(0)
+        given_up = 0
+        while _idle and given_up < num_bytes:
+            given_up += _idle.pop(0).nbytes
     return None

@@ -26,7 +26,8 @@ def expert_mlp(
     activation: str | Callable[[Tensor], Tensor] = "swiglu",
     weights_on_input: bool = False,
 ) -> Tensor:
-    """See `gatelab.kernels.expert_mlp`. A callable activation runs in the slower reference.
+    """See `gatelab.kernels.expert_mlp`. A callable activation runs in the slower reference, which splits a compiled
+    graph: it cuts the rows where `expert_offsets` says, and only this backend's operator hides that from the compiler.
 
     Raises:
         NotImplementedError: in a second backward pass, which only the reference has.
