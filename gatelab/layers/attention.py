@@ -56,7 +56,7 @@ class CausalAttention(nn.Module):
         self.filter = filter
 
     def forward(
-        self, x_BSD: Tensor, *, token_mask: Tensor | None = None, cache: dict[str, Any] | None = None
+        self, x_BSD: Tensor, *, token_mask: Tensor | None = None, cache: dict[Any, Any] | None = None
     ) -> Tensor:
         """Attend.
 
@@ -72,7 +72,7 @@ class CausalAttention(nn.Module):
         """
         B, S, _ = x_BSD.shape
         real = torch.ones(B, S, dtype=torch.bool, device=x_BSD.device) if token_mask is None else token_mask.bool()
-        seen = cache["length"] if cache else real.new_zeros(B, dtype=torch.int64)
+        seen = cache["length"] if cache and "length" in cache else real.new_zeros(B, dtype=torch.int64)
         positions = seen[:, None] + (real.cumsum(1) - 1).clamp(min=0)
         filtered = x_BSD if self.filter is None else self.filter(x_BSD, token_mask=token_mask, cache=cache)
         q = rearrange(self.q_proj(filtered), "b s (h d) -> b h s d", d=self.head_dim)

@@ -36,7 +36,7 @@ class MoE(nn.Module):
         labels: Tensor | None = None,
         previous: Routing | None = None,
         forced: Tensor | None = None,
-        cache: dict[str, Any] | None = None,
+        cache: dict[Any, Any] | None = None,
     ) -> tuple[Tensor, Routing]:
         """Route, apply the experts, combine.
 

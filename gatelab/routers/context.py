@@ -43,7 +43,7 @@ class Context:
     token_ids: Tensor | None = None
     labels: Tensor | None = None
     previous: Routing | None = None
-    cache: dict[str, Any] | None = None
+    cache: dict[Any, Any] | None = None
     score: Callable[[Context], Tensor] | None = None
     logits: Tensor = field(init=False)
     noisy_logits: Tensor = field(init=False)
@@ -98,3 +98,11 @@ class Selection:
     keep: Tensor | None = None
     gates: Tensor | None = None
     max_assignments: int | None = None
+
+
+def gates_at(select: Any, ids_TJ: Tensor, scores_TE: Tensor, ctx: Context) -> Tensor | None:
+    """(T, J) weights of ids that were given, of a select that makes its own (`gates_at`), wrapped or not; else None."""
+    while (inner := getattr(select, "select", None) or getattr(select, "capacity", None)) is not None:
+        select = inner
+    own = getattr(select, "gates_at", None)
+    return None if own is None else own(ids_TJ, scores_TE, ctx)

@@ -47,14 +47,15 @@ class LocalizedFiltering(nn.Module):
         nn.init.ones_(self.norm_weight)
 
     def forward(
-        self, x_BSD: Tensor, *, token_mask: Tensor | None = None, cache: dict[str, Any] | None = None
+        self, x_BSD: Tensor, *, token_mask: Tensor | None = None, cache: dict[Any, Any] | None = None
     ) -> Tensor:
         """Filter a sequence.
 
         Args:
             x_BSD: (B, S, D).
             token_mask: (B, S), cast to bool; True = a real token.
-            cache: a dict that carries the filter over from call to call when decoding; holds (B, D) and (B, D/2).
+            cache: a dict that carries the filter over from call to call when decoding; holds (B, D) and (B, D/2) under
+                this module, so that one dict serves several.
 
         Returns:
             (B, S, D).
@@ -68,10 +69,10 @@ class LocalizedFiltering(nn.Module):
             self.norm_weight,
             eps=self.eps,
             token_mask=None if token_mask is None else token_mask.bool(),
-            history=None if cache is None else cache.get("local_filter"),
+            history=None if cache is None else cache.get(self),
         )
         if cache is not None:
-            cache["local_filter"] = history
+            cache[self] = history
         return y_BSD
 
     def flops(self, T: int) -> int:

@@ -21,7 +21,7 @@ def to_context(
     token_ids: Tensor | None,
     labels: Tensor | None,
     previous: Routing | None,
-    cache: dict[str, Any] | None,
+    cache: dict[Any, Any] | None,
 ) -> Context:
     """A `Context` with (B, S, D) hidden states in the gate's dtype, zero where the mask says padding.
 
@@ -38,7 +38,7 @@ def to_context(
         hidden = hidden[None]
     batch = tuple(shape[:-1])
     if token_mask is not None:
-        token_mask = _beside(token_mask, batch, hidden, "token_mask").to(torch.bool)
+        token_mask = _checked_mask(_beside(token_mask, batch, hidden, "token_mask")).to(torch.bool)
         hidden = hidden.masked_fill(~token_mask[..., None], 0)
     return Context(
         hidden=hidden,
@@ -55,7 +55,15 @@ def to_context(
 def _beside(tensor: Tensor, batch: tuple[int, ...], hidden: Tensor, argument: str) -> Tensor:
     if tuple(tensor.shape) != batch:
         raise ValueError(f"{argument} has shape {tuple(tensor.shape)}; beside these hidden_states pass {batch}")
-    return tensor.view(hidden.shape[0], hidden.shape[1]).to(hidden.device)
+    return tensor.reshape(hidden.shape[0], hidden.shape[1]).to(hidden.device)
+
+
+def _checked_mask(mask: Tensor) -> Tensor:
+    """`mask`, unless it is an additive one on the CPU: cast to bool, its −inf would be the real tokens."""
+    looks = mask.is_floating_point() and mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("token_mask holds other numbers than 0 and 1; pass True for real tokens, not an additive mask")
+    return mask
 
 
 def rows(ids: Tensor, ctx: Context, argument: str) -> Tensor:
@@ -63,6 +71,10 @@ def rows(ids: Tensor, ctx: Context, argument: str) -> Tensor:
     T = ctx.shape[0] * ctx.shape[1]
     if ids.dim() not in (2, 3) or ids.shape[:-1].numel() != T:
         raise ValueError(f"{argument} has shape {tuple(ids.shape)}; pass (B, S, K) or (T, K) expert ids, T = {T}")
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"{argument} is {ids.dtype}; pass integer expert ids")
+    if ids.shape[-1] == 0:
+        ids = ids.new_full((*ids.shape[:-1], 1), -1)
     return ids.reshape(T, ids.shape[-1]).to(ctx.hidden.device, torch.int64)
 
 

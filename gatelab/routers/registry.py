@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import operator
 import re
 import sys
 from collections.abc import Callable
@@ -166,9 +167,9 @@ def create_router(
         ValueError: unknown name (with the nearest ones), a size or an option that the recipe cannot honour.
     """
     found = find_recipe(name)
-    for argument, value in (("hidden_size", hidden_size), ("num_experts", num_experts), ("top_k", top_k)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{argument}={value!r} must be a positive integer")
+    hidden_size = _positive_integer("hidden_size", hidden_size)
+    num_experts = _positive_integer("num_experts", num_experts)
+    top_k = None if top_k is None else _positive_integer("top_k", top_k)
     parameters = _parameters(found.make)
     if top_k is not None:
         if top_k > num_experts:
@@ -184,6 +185,16 @@ def create_router(
     if not isinstance(router, Router):
         raise ValueError(f"router {name!r} made a {type(router).__name__}; it must return a gatelab.Router")
     return router if dtype is None else router.to(dtype)
+
+
+def _positive_integer(argument: str, value: Any) -> int:
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)  # NumPy's integers, too
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{argument}={value!r} must be a positive integer")
+    return number
 
 
 def _parameters(make: Maker) -> dict[str, inspect.Parameter]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gatelab.routers.activation import Activation, probabilities, resolve_activation
 from gatelab.routers.balance import Balance
 from gatelab.routers.compatibility import check_compatible
-from gatelab.routers.context import Context, Selection
+from gatelab.routers.context import Context, Selection, gates_at
 from gatelab.routers.guarantees import Guarantees
 from gatelab.routers.inputs import check_finite, check_forced, rows, to_context
 from gatelab.routers.routing import Routing, Summary, count_experts
@@ -81,9 +81,16 @@ class Router(nn.Module):
         self.balance = cast("Sequence[Balance]", nn.ModuleList(balance))
         self.select_on, self.gate_dtype, self.weights_on_input = select_on, gate_dtype, weights_on_input
         self.zero_computation: tuple[str, ...] = tuple(zero_computation)
+        if unknown := set(self.zero_computation) - {"identity", "zero", "constant"}:
+            raise ValueError(f"zero_computation holds {min(unknown)!r}; choose among identity, zero, constant")
         self.listeners: tuple[Listener, ...] = ()
         self._forwards_since_update = 0
         check_compatible(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "balance" and not isinstance(value, _Balances):
+            value = _Balances(value)
+        super().__setattr__(name, value)
 
     @property
     def parts(self) -> list[Any]:
@@ -102,7 +109,10 @@ class Router(nn.Module):
 
     def flops(self, T: int) -> int:
         """Matrix-product FLOPs of one forward over T tokens (2 per multiply-add), in closed form."""
-        return sum(part.flops(T) for part in self.parts if hasattr(part, "flops"))
+        total = sum(part.flops(T) for part in self.parts if hasattr(part, "flops"))
+        if self.training and any(getattr(part, "rescores", False) for part in self.balance):
+            total += getattr(self.score, "flops", lambda T: 0)(T)
+        return total
 
     def forward(
         self,
@@ -113,7 +123,7 @@ class Router(nn.Module):
         labels: Tensor | None = None,
         previous: Routing | None = None,
         forced: Tensor | None = None,
-        cache: dict[str, Any] | None = None,
+        cache: dict[Any, Any] | None = None,
     ) -> Routing:
         """Route.
 
@@ -143,27 +153,21 @@ class Router(nn.Module):
     def _route(self, ctx: Context, forced: Tensor | None) -> Routing:
         ctx.score = self._score
         ctx.logits = self._score(ctx)
-        ctx.noisy_logits = ctx.logits
-        for part in self.balance:
-            ctx.noisy_logits = part.perturb(ctx.noisy_logits, ctx)
+        dtype = ctx.logits.dtype
+        ctx.noisy_logits = _in_dtype(self.balance, dtype, "perturb", ctx.logits, ctx)
         ctx.scores = self.activation(ctx.noisy_logits)
         ctx.probabilities = probabilities(self.activation, ctx.noisy_logits, ctx.scores)
-        ctx.selection = selection = self._select(ctx) if forced is None else Selection(forced)
+        ctx.selection = selection = self._select(ctx) if forced is None else self._forced(forced, ctx)
         if ctx.mask_T is not None:
             selection.ids = torch.where(ctx.mask_T[:, None], selection.ids, -1)
-        if forced is not None:
-            check_forced(forced, self.num_experts)
         ctx.requested = count_experts(selection.ids, self.num_experts)
         valid = selection.ids >= 0
         gates = selection.gates
         if gates is None:
             gates = ctx.scores.gather(1, selection.ids.clamp(min=0))
         gates = torch.where(valid, gates, 0)
-        ctx.weights = torch.where(valid, self.weight(gates, valid, ctx), 0)
-        losses: dict[str, Tensor] = {}
-        for part in self.balance:
-            for name, value in part.losses(ctx).items():
-                losses[name] = losses[name] + value if name in losses else value
+        ctx.weights = torch.where(valid, _in_dtype(self.weight, dtype, gates, valid, ctx), 0)
+        losses = _in_dtype(self.balance, dtype, "losses", ctx)
         return Routing.from_topk(
             selection.ids,
             ctx.weights,
@@ -184,10 +188,18 @@ class Router(nn.Module):
         return _in_dtype(self.score, self.gate_dtype, ctx).to(torch.promote_types(self.gate_dtype, torch.float32))
 
     def _select(self, ctx: Context) -> Selection:
-        adjusted = ctx.scores if self.select_on == "scores" else ctx.noisy_logits
-        for part in self.balance:
-            adjusted = part.adjust(adjusted, ctx)
-        return self.select(adjusted, ctx)
+        dtype = ctx.logits.dtype
+        adjusted = _in_dtype(self.balance, dtype, "adjust", self._select_from(ctx), ctx)
+        return _in_dtype(self.select, dtype, adjusted, ctx)
+
+    def _forced(self, ids_TJ: Tensor, ctx: Context) -> Selection:
+        if ctx.mask_T is not None:
+            ids_TJ = torch.where(ctx.mask_T[:, None], ids_TJ, -1)
+        check_forced(ids_TJ, self.num_experts)
+        return Selection(ids_TJ, gates=gates_at(self.select, ids_TJ, self._select_from(ctx), ctx))
+
+    def _select_from(self, ctx: Context) -> Tensor:
+        return ctx.scores if self.select_on == "scores" else ctx.noisy_logits
 
     def update(self, summaries: Sequence[Summary]) -> None:
         """Move the state of every balance part: once per optimizer step, with the summaries of its micro-batches."""
@@ -214,9 +226,38 @@ class Router(nn.Module):
                 stacklevel=3,
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Who listens to a gate does not listen to its copy.
+        return {**self.__dict__, "listeners": ()}
+
     def extra_repr(self) -> str:
         name = getattr(self.activation, "__name__", repr(self.activation))
         return f"num_experts={self.num_experts}, activation={name}, select_on={self.select_on!r}"
+
+
+class _Balances(nn.ModuleList):
+    """The balance parts, one hook of all of them at a time; through `forward`, so that it can be lent parameters."""
+
+    def forward(self, hook: str, *args: Any) -> Any:
+        return getattr(self, hook)(*args)
+
+    def perturb(self, logits_TE: Tensor, ctx: Context) -> Tensor:
+        ctx.noisy_logits = logits_TE
+        for part in cast("Iterable[Balance]", self):
+            ctx.noisy_logits = part.perturb(ctx.noisy_logits, ctx)
+        return ctx.noisy_logits
+
+    def adjust(self, scores_TE: Tensor, ctx: Context) -> Tensor:
+        for part in cast("Iterable[Balance]", self):
+            scores_TE = part.adjust(scores_TE, ctx)
+        return scores_TE
+
+    def losses(self, ctx: Context) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for part in cast("Iterable[Balance]", self):
+            for name, value in part.losses(ctx).items():
+                found[name] = found[name] + value if name in found else value
+        return found
 
 
 class _Chain(nn.Module):
@@ -235,7 +276,7 @@ class _Chain(nn.Module):
         return gates_TJ
 
 
-def _in_dtype(part: Callable[..., Tensor], dtype: torch.dtype, *args: Any) -> Tensor:
+def _in_dtype(part: Any, dtype: torch.dtype, *args: Any) -> Any:
     """Run a part as if its parameters and buffers had `dtype`, whatever the model was moved to."""
     if isinstance(part, nn.Module):
         tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}

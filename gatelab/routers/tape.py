@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,7 +30,12 @@ class Tape:
         self.names = names
 
     def add(self, router: Router, routing: Routing) -> None:
-        """Append one forward."""
+        """Append one forward.
+
+        Raises:
+            RuntimeError: the router is a replica, whose state nobody would see.
+        """
+        _check_own(router, self.names)
         self.entries.append((router, routing))
 
     @property
@@ -120,6 +125,7 @@ class attach:
 
     def add(self, router: Router, routing: Routing) -> None:
         """Keep what an update needs of one forward."""
+        _check_own(router, self._routers)
         self._summaries.setdefault(router, []).append(routing.summary())
 
     def _after_step(self, *_: object) -> None:
@@ -131,6 +137,14 @@ class attach:
         self._hook.remove()
         for router in self._routers:
             router.listeners = tuple(listener for listener in router.listeners if listener is not self)
+
+
+def _check_own(router: Router, own: Collection[Router]) -> None:
+    if router not in own:
+        raise RuntimeError(
+            "a gate trains that is not the recorded model's own, as in a replica of torch.nn.DataParallel; its state "
+            "would be lost: use DistributedDataParallel"
+        )
 
 
 def _routers(model: nn.Module) -> dict[str, Router]:

@@ -35,7 +35,7 @@ def test_decoding_equals_the_whole_sequence(kind):
     pieces = [attention(x[:, :4], cache=cache)] + [attention(x[:, s : s + 1], cache=cache) for s in range(4, 9)]
     torch.testing.assert_close(torch.cat(pieces, 1), whole)
     # The filter carries its two last inputs: one of D = 24 channels, one of D/2 = 12.
-    history = [t.shape for t in cache.get("local_filter", ())]
+    history = [t.shape for t in cache.get(attention.filter, ())]
     assert history == ([(2, 24), (2, 12)] if kind is FilteredAttention else [])
 
 

@@ -251,7 +251,7 @@ def test_recycling_fills_no_expert_beyond_its_places(seed, B, S, E, group, facto
 
 
 def test_errors_name_the_argument():
-    with pytest.raises(ValueError, match="capacity_factor=0 keeps nothing"):
+    with pytest.raises(ValueError, match="capacity_factor=0 must be a finite number above 0"):
         Capacity(TopK(1), 0)
     with pytest.raises(ValueError, match="drop='last' is unknown; choose one of position, score, priority"):
         Capacity(TopK(1), 1.0, drop="last")  # pyright: ignore[reportArgumentType]

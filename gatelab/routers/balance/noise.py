@@ -31,6 +31,11 @@ class InputJitter(_Noise):
         super().__init__()
         self.eps = eps
 
+    @property
+    def rescores(self) -> bool:
+        """Training runs the gate's score a second time."""
+        return self.eps != 0
+
     def perturb(self, logits_TE: Tensor, ctx: Context) -> Tensor:
         if not ctx.training or not self.eps:
             return logits_TE

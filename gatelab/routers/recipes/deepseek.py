@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from gatelab.routers.balance import CommunicationLoss, DeviceLoss, SignBias, SwitchLoss
+from gatelab.routers.checks import check_positive
 from gatelab.routers.registry import recipe
 from gatelab.routers.router import Router
 from gatelab.routers.score import LinearScore
@@ -176,5 +177,6 @@ def _groups(
     num_experts: int, top_k: int, num_groups: int | None, keep_groups: int | None, published: tuple[int, int]
 ) -> tuple[int, int]:
     """What the caller set, and the published numbers, clipped, for the rest."""
+    check_positive(num_groups=num_groups, keep_groups=keep_groups)
     groups, keep = fit_groups(num_experts, top_k, num_groups or published[0], keep_groups or published[1])
     return num_groups or groups, keep_groups or keep

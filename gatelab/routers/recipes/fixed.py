@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from gatelab.routers.balance import ChosenLoss
+from gatelab.routers.checks import check_positive
 from gatelab.routers.registry import recipe
 from gatelab.routers.router import Router
 from gatelab.routers.score import LinearScore, NoScore
@@ -33,6 +34,7 @@ def hash_router(
     `token_ids`. `router_logits` are zeros. Published with k = 1, weight 1.
     Prefer it as the baseline that knows the word and not its context.
     """
+    check_positive(vocab_size=vocab_size)
     return Router(
         score=NoScore(hidden_size, num_experts),
         select=hash_table(num_experts, top_k, vocab_size, table=table, frequencies=frequencies),

@@ -8,6 +8,7 @@ from gatelab.routers.router import Router
 from gatelab.routers.routing import Routing
 from gatelab.routers.score import NoScore
 from gatelab.routers.select import ByLabel, Replay
+from gatelab.routers.soft_router import SoftRouter
 from gatelab.routers.weight import Constant
 
 
@@ -42,7 +43,8 @@ def replay(
     its columns. Weights `recorded` are the Routing's own, without a gradient, and `router_logits` are zeros; weights
     `recomputed` come from the gate `base` (with its `options`), which learns while its selection is replayed: what
     reinforcement learning needs when sampling and training would otherwise route differently. What was dropped before
-    it was recorded is not requested again. Not causal as far as anyone can promise.
+    it was recorded is not requested again, nor is it there when weights are renormalised: recomputed weights of gates
+    that renormalise over dropped choices too come out larger. Not causal as far as anyone can promise.
     Prefer the `forced=` argument of a call to replay a single one.
     """
     if top_k is not None and weights == "recorded":
@@ -51,9 +53,11 @@ def replay(
     if weights == "recorded":
         if options:
             raise ValueError(f"replay has no option {next(iter(options))!r} with weights='recorded'")
-        return Router(score=NoScore(hidden_size, num_experts), select=Replay(recorded, recorded_weights=True))
+        return Router(score=NoScore(hidden_size, num_experts), select=Replay(recorded))
     if weights != "recomputed":
         raise ValueError(f"weights={weights!r} is unknown; choose 'recorded' or 'recomputed'")
     router = create_router(base, hidden_size, num_experts, top_k, **options)
-    router.select = Replay(recorded, recorded_weights=False)
+    if isinstance(router, SoftRouter):
+        raise ValueError(f"base={base!r} selects nothing that could be replayed; name a gate that selects experts")
+    router.select = Replay(recorded, router.select)
     return router

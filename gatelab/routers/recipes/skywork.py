@@ -4,6 +4,7 @@ import functools
 
 from gatelab.routers.activation import std_softmax
 from gatelab.routers.balance import DeviationLoss
+from gatelab.routers.checks import check_positive
 from gatelab.routers.registry import recipe
 from gatelab.routers.router import Router
 from gatelab.routers.score import LinearScore
@@ -30,12 +31,14 @@ def skywork_moe(
     """Logits normalised to one spread, so that no gate is undecided, and a balance loss that follows the drop rate.
 
     Each layer's coefficient a moves towards a fifth of its drop rate, 0.01 at most; after gradient accumulation it is
-    that of the whole batch exactly. Equal logits, 0/0 in the paper, give equal probabilities. The paper writes a bias
-    on the logits, the released inference code has none, and neither has this; it renormalises the two weights. The
-    capacity factor and the loss's first coefficient are not published (unverified); without a capacity nothing is
-    dropped and the loss fades away.
+    that of the whole batch exactly with `group="sequence"` or without a capacity, whereas with `group="batch"` each
+    micro-batch has a capacity of its own, and so its own drops. Equal logits, 0/0 in the paper, give equal
+    probabilities. The paper writes a bias on the logits, the released inference code has none, and neither has this; it
+    renormalises the two weights. The capacity factor and the loss's first coefficient are not published (unverified);
+    without a capacity nothing is dropped and the loss fades away.
     Prefer it when gates stay near uniform, as after upcycling a dense model.
     """
+    check_positive(sharpness=sharpness)
     return Router(
         score=LinearScore(hidden_size, num_experts),
         activation=std_softmax if sharpness == 1.0 else functools.partial(std_softmax, scale=sharpness),

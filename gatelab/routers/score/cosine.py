@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gatelab.routers.checks import check_positive
 from gatelab.routers.context import Context
 from gatelab.routers.score.linear import uniform
 
@@ -29,6 +30,7 @@ class CosineScore(nn.Module):
 
     def __init__(self, hidden_size: int, num_experts: int, projection: int = 256, temperature: float = 0.5) -> None:
         super().__init__()
+        check_positive(projection=projection, temperature=temperature)
         self.hidden_size, self.num_experts, self.projection = hidden_size, num_experts, projection
         self.weight = uniform(projection, hidden_size)
         self.bias = nn.Parameter(torch.zeros(projection))

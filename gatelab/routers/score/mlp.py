@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gatelab.routers.checks import check_positive
 from gatelab.routers.context import Context
 
 
@@ -22,6 +23,7 @@ class MLPScore(nn.Module):
     def __init__(self, hidden_size: int, num_experts: int, width: int | None = None) -> None:
         super().__init__()
         self.hidden_size, self.num_experts = hidden_size, num_experts
+        check_positive(width=width)
         self.width = max(hidden_size // 2, 1) if width is None else width
         self.first = nn.Linear(hidden_size, self.width)
         self.second = nn.Linear(self.width, num_experts)

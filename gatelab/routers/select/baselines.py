@@ -58,9 +58,9 @@ class RoundRobin(nn.Module):
             real = ctx.token_mask.to(torch.int64)
         count = real.cumsum(1)
         if ctx.cache is not None:
-            before = ctx.cache.get("round_robin", torch.zeros_like(real[:, :0].sum(1)))
+            before = ctx.cache.get(self, torch.zeros_like(real[:, :0].sum(1)))
             count = count + before[:, None]
-            ctx.cache["round_robin"] = before + real.sum(1)
+            ctx.cache[self] = before + real.sum(1)
         choices = torch.arange(self.k, device=scores_TE.device)
         ids = ((count - real)[:, :, None] * self.k + choices) % E
         return Selection(ids.view(B * S, self.k))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gatelab import kernels
+from gatelab.routers.checks import check_positive
 from gatelab.routers.context import Context, Selection
 from gatelab.routers.guarantees import Guarantees
 from gatelab.routers.select.grouping import Group, check_group
@@ -52,10 +53,7 @@ class Capacity(nn.Module):
         if drop not in get_args(Drop):
             raise ValueError(f"drop={drop!r} is unknown; choose one of {', '.join(get_args(Drop))}")
         self.select, self.drop, self.group = select, drop, group
-        factors = {"capacity_factor": capacity_factor, "eval_capacity_factor": eval_capacity_factor}
-        for name, factor in factors.items():
-            if factor is not None and not factor > 0:
-                raise ValueError(f"{name}={factor} keeps nothing; use a positive number, or None for no bound")
+        check_positive(capacity_factor=capacity_factor, eval_capacity_factor=eval_capacity_factor)
         self.capacity_factor, self.eval_capacity_factor = capacity_factor, eval_capacity_factor
 
     @property

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from gatelab.routers.context import Context, Selection
+from gatelab.routers.context import Context, Selection, gates_at
 from gatelab.routers.guarantees import Guarantees
 from gatelab.routers.routing import Routing
 
@@ -35,12 +37,13 @@ class Replay(nn.Module):
 
     Args:
         routing: over as many tokens as the calls have; None = to be set later.
-        recorded_weights: also return its weights, detached, in place of the scores.
+        base: the selection whose place this takes, which is asked for the weights if it makes its own; None = return
+            the recorded weights, detached, in place of the scores.
     """
 
-    def __init__(self, routing: Routing | None, recorded_weights: bool) -> None:
+    def __init__(self, routing: Routing | None, base: Callable[..., Selection] | None = None) -> None:
         super().__init__()
-        self.recorded_weights = recorded_weights
+        self.base = base
         self.routing = routing
 
     @property
@@ -68,8 +71,10 @@ class Replay(nn.Module):
         recorded = (self._routing.num_tokens, self._routing.num_experts)
         if recorded != tuple(scores_TE.shape):
             raise ValueError(f"routing is over (T, E) = {recorded}; this call has {tuple(scores_TE.shape)}")
-        gates = self._gates.to(scores_TE.device) if self.recorded_weights else None
-        return Selection(self._ids.to(scores_TE.device), gates=gates)
+        ids_TJ = self._ids.to(scores_TE.device)
+        if self.base is None:
+            return Selection(ids_TJ, gates=self._gates.to(scores_TE.device))
+        return Selection(ids_TJ, gates=gates_at(self.base, ids_TJ, scores_TE, ctx))
 
     def guarantees(self, training: bool) -> Guarantees:
         return Guarantees(causal=False, token_wise=False, dropless=False)

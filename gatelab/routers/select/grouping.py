@@ -21,4 +21,4 @@ def grouped(scores_TE: Tensor, ctx: Context, group: str) -> tuple[Tensor, Tensor
     """(G, T/G, E) scores and (G, T/G) mask: one group per row, or one for the whole batch."""
     E = scores_TE.shape[1]
     B, S = ctx.shape if group == "sequence" else (1, scores_TE.shape[0])
-    return scores_TE.view(B, S, E), None if ctx.token_mask is None else ctx.token_mask.view(B, S)
+    return scores_TE.view(B, S, E), None if ctx.token_mask is None else ctx.token_mask.reshape(B, S)
