@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
+from gatelab.kernels import flops
 from gatelab.kernels.reference.expert_mlp import expert_mlp as reference
 from gatelab.kernels.triton._expert_combine import by_token, combine, row_products
 from gatelab.kernels.triton._expert_hidden import hidden_gradient
@@ -187,3 +189,11 @@ def _gradients(ctx: Any, grad_TD: Tensor, *_: Tensor) -> tuple[Tensor | None, ..
 
 _forward.register_autograd(_gradients, setup_context=_save)
 _backward.register_autograd(no_second_derivative("expert_mlp"))
+
+
+@register_flop_formula(torch.ops.gatelab.expert_mlp_triton_backward, get_raw=True)
+def _(grad_TD, hidden, order, token_offsets, *rest, **named) -> int:
+    return flops.expert_mlp_backward(grad_TD, hidden, *rest, **named)
+
+
+register_flop_formula(torch.ops.gatelab.expert_mlp_triton, get_raw=True)(flops.expert_mlp_forward)
