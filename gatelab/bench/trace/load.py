@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ def load_tokenizer(model_dir: Path, config: TraceConfig) -> Any:
     """
     from transformers import AutoTokenizer
 
-    return _attempt(model_dir, "tokenizer", config.trust_remote_code, AutoTokenizer.from_pretrained)
+    with _saying_why(model_dir, "its tokenizer does not load"):
+        return AutoTokenizer.from_pretrained(model_dir, **_local(config))
 
 
 def load_model(model_dir: Path, config: TraceConfig, safe: bool) -> Any:
@@ -60,28 +61,27 @@ def load_model(model_dir: Path, config: TraceConfig, safe: bool) -> Any:
         safe: read safetensors, not pickle.
 
     Raises:
-        BadInput: the architecture is unknown, code is needed that is not allowed, or the weights are not exactly those
-            of the model.
+        BadInput: the architecture is unknown, code is needed that is not allowed, the weights are not exactly those of
+            the model, or they have no room on the device.
     """
     from transformers import AutoConfig
 
-    described = _attempt(model_dir, "configuration", config.trust_remote_code, AutoConfig.from_pretrained)
+    with _saying_why(model_dir, "its configuration does not load"):
+        described = AutoConfig.from_pretrained(model_dir, **_local(config))
     with quiet() as said:
         try:
-            model, info = _attempt(
-                model_dir,
-                "model",
-                config.trust_remote_code,
-                _class_of(described).from_pretrained,
-                config=described,
-                use_safetensors=True if safe else None,
-                dtype=config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-                output_loading_info=True,
-            )
+            with _saying_why(model_dir, "its model does not load"):
+                model, info = _class_of(described).from_pretrained(
+                    model_dir,
+                    config=described,
+                    use_safetensors=True if safe else None,
+                    dtype=config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
+                    ignore_mismatched_sizes=True,  # they are refused below, by name
+                    output_loading_info=True,
+                    **_local(config),
+                )
         except BadInput as error:
-            broken = _unmerged(said)
-            if broken:
+            if broken := _unmerged(said):
                 raise _refused(model_dir, "has tensors of experts that do not fit together in", broken) from error
             raise
     for kind, problem in (
@@ -92,7 +92,8 @@ def load_model(model_dir: Path, config: TraceConfig, safe: bool) -> Any:
         names = [key if isinstance(key, str) else key[0] for key in info[kind]]
         if names:
             raise _refused(model_dir, problem, names)
-    return model.to(config.device).eval()
+    with _saying_why(model_dir, f"its model does not go to --device {config.device}"):
+        return model.to(config.device).eval()
 
 
 def text_stack(model: Any) -> tuple[nn.Module, dict[str, Any]]:
@@ -107,22 +108,27 @@ def _class_of(described: Any) -> Any:
     import transformers
 
     auto = getattr(described, "auto_map", None) or {}
-    name = next(iter(described.architectures or ()), "")
-    if hasattr(transformers, name):
-        return getattr(transformers, name)
+    named = getattr(transformers, next(iter(described.architectures or ()), ""), None)
+    if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+        return named
     causal = type(described) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in auto
     return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
 
 
-def _attempt(model_dir: Path, what: str, trusted: bool, load: Callable[..., Any], **options: Any) -> Any:
-    """Load, or say in one line why not: what the files hold decides which of a hundred errors transformers raises."""
+def _local(config: TraceConfig) -> dict[str, bool]:
+    return {"local_files_only": True, "trust_remote_code": config.trust_remote_code}
+
+
+@contextlib.contextmanager
+def _saying_why(model_dir: Path, what: str) -> Iterator[None]:
+    """Turn any of the hundred errors that files can make transformers raise into one line."""
     try:
-        return load(model_dir, local_files_only=True, trust_remote_code=trusted, **options)
+        yield
     except Exception as error:
-        if "trust_remote_code" in str(error) and not trusted:
+        if "trust_remote_code=True" in str(error):
             raise BadInput(f"MODEL_DIR {model_dir} {REMOTE}") from error
         reason = textwrap.shorten(str(error), 240)
-        raise BadInput(f"MODEL_DIR {model_dir}: its {what} does not load: {type(error).__name__}: {reason}") from error
+        raise BadInput(f"MODEL_DIR {model_dir}: {what}: {type(error).__name__}: {reason}") from error
 
 
 def _unmerged(said: Iterable[str]) -> list[str]:

@@ -19,7 +19,7 @@ from gatelab.bench import files
 from gatelab.bench.errors import BadInput
 from gatelab.bench.seeding import seeded
 from gatelab.bench.trace.config import TraceConfig, check_out, check_texts
-from gatelab.bench.trace.convert import convert_blocks
+from gatelab.bench.trace.convert import Layer, convert_blocks
 from gatelab.bench.trace.folder import check_folder
 from gatelab.bench.trace.layer import LayerCounts
 from gatelab.bench.trace.load import load_model, load_tokenizer, quiet
@@ -76,12 +76,7 @@ def run(
         check_fits(model, model_dir, config, len(frequency))
         layers, left_out = convert_blocks(model, lambda done, total: on_progress("converting layers", done, total))
         vocabulary = Vocabulary(reader.tokenizer, frequency)
-        counts = {
-            layer.name: LayerCounts(
-                layer.num_experts, layer.num_columns, len(read), len(vocabulary), _devices(config, layer.num_experts)
-            )
-            for layer in layers
-        }
+        counts = _empty_counts(config, layers, len(read), len(vocabulary))
         with files.writing("pass another --out"):
             recording = Recording(out_dir, config.record)
             run_windows(model, layers, read, reader, vocabulary, counts, recording, on_progress)
@@ -119,6 +114,16 @@ def _look_through(
         read.append(text)
         frequency = added(frequency, counts)
     return read, frequency
+
+
+def _empty_counts(config: TraceConfig, layers: Iterable[Layer], num_texts: int, num_ids: int) -> dict[str, LayerCounts]:
+    """By layer, once it is clear that `devices` fits every one."""
+    return {
+        layer.name: LayerCounts(
+            layer.num_experts, layer.num_columns, num_texts, num_ids, _devices(config, layer.num_experts)
+        )
+        for layer in layers
+    }
 
 
 def _devices(config: TraceConfig, num_experts: int) -> int:
