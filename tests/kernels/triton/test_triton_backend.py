@@ -22,6 +22,31 @@ CALLS = {
     "topk_gate": "kernels.topk_gate(torch.ones(2, 2), 1)",
 }
 
+REAL = {"requires_grad": True}
+OPERATORS = {
+    "attention_gate_triton": lambda: tuple(torch.randn(3, 4, **REAL) for _ in range(3)),
+    "filter_norm_triton": lambda: (
+        torch.randn(2, 3, 10, **REAL),
+        torch.randn(2, 5, **REAL),
+        torch.randn(2, 3, 5, **REAL),
+        torch.randn(5, **REAL),
+        1e-6,
+    ),
+    "filter_taps_triton": lambda: (torch.randn(2, 3, 4, **REAL), torch.randn(2, 2, **REAL), torch.ones(2, 3).bool()),
+    "group_by_expert_triton": lambda: (torch.tensor([[0, 2], [-1, 1]]), 3),
+    "sinkhorn_triton": lambda: (torch.randn(5, 4), None, 2),
+    "topk_gate_triton": lambda: (
+        *(torch.randn(5, 4, **REAL), torch.zeros(4), torch.ones(5).bool()),
+        *(2, "sigmoid", False, 2, 1, True, True, 2.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_keep_their_promises(name):
+    with kernels.use("triton"):
+        torch.library.opcheck(getattr(torch.ops.gatelab, name), OPERATORS[name]())
+
 
 def last_lines(code: str, **environment: str) -> list[str]:
     """What a Python without the interpreter's variable prints for each line of `code`, or the error it raises."""
