@@ -1,4 +1,4 @@
-"""The transportation problem behind `balanced_assignment`: its grid, its start prices and the proof of an answer."""
+"""The transportation problem behind `balanced_assignment`: its grid and the proof of an answer."""
 
 from collections.abc import Callable
 from typing import NamedTuple

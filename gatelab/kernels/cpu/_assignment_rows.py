@@ -96,7 +96,7 @@ def not_top_k(scores, prices, ids):
     bits = row.view(np.int64)
     total = 0
     for t in range(ids.shape[0]):
-        worst = lift(scores, t, prices, row)
+        top = worst = lift(scores, t, prices, row)
         for c in range(ids.shape[1]):
             e = ids[t, c]
             if bits[e] == 0:
@@ -104,5 +104,6 @@ def not_top_k(scores, prices, ids):
             else:
                 worst = min(worst, bits[e])
             bits[e] = 0
-        total += max(0, largest(bits) - worst)
+        if worst < top:  # else none not held can be better
+            total += max(0, largest(bits) - worst)
     return total
