@@ -4,8 +4,10 @@
 
 Stream: logits z = N(0, 1) + offset_e, offsets N(0, 1) drawn once; E = 16, K = 2, a fresh batch of T = 4096 per update.
 The gates are the recipes, with the identity for a score. MaxVio = max_e n_e/n̄ − 1.
+Drawn: medians over windows that grow with the updates. Printed: MaxVio after some numbers of updates.
 """
 
+import statistics
 from pathlib import Path
 
 import torch
@@ -14,13 +16,15 @@ import gatelab
 from gatelab import Router
 
 E, K, T = 16, 2, 4096
-GATES = {
-    "loss-free": "loss-free bias, u = 0.001",
-    "bip": "BIP, 4 sweeps",
-    "quantile-balancing": "quantiles",
-    "balanced-assignment": "exact assignment (BASE)",
-    "sinkhorn": "Sinkhorn",
+GATES = {  # label, colour (Okabe and Ito's, which the colour-blind can tell apart), dashes for print without colour
+    "loss-free": ("loss-free bias, u = 0.001", "#0072B2", "-"),
+    "bip": ("BIP, 4 sweeps", "#D55E00", "--"),
+    "quantile-balancing": ("quantiles", "#009E73", "-."),
+    "balanced-assignment": ("exact assignment (BASE)", "#000000", "-"),
+    "sinkhorn": ("Sinkhorn", "#CC79A7", ":"),
 }
+FLOOR = 1e-3  # where 0 is drawn on a logarithmic axis
+SHOWN = (0, 1, 2, 3, 4, 5, 20, 100, 200, 300, 500, 1000)
 
 
 def offsets(seed: int = 0) -> torch.Tensor:
@@ -58,34 +62,35 @@ def run(name: str, updates: int, seed: int = 0) -> tuple[list[float], list[float
     return training, evaluation
 
 
-def first_below(values: list[float], limit: float = 0.1) -> int | None:
-    """The update from which on all values stay below the limit."""
-    above = [i for i, value in enumerate(values) if value >= limit]
-    start = above[-1] + 1 if above else 0
-    return start if start < len(values) else None
+def smooth(values: list[float]) -> tuple[list[int], list[float]]:
+    """Medians over windows that grow as the logarithmic axis shrinks; 0 is drawn at FLOOR."""
+    points, medians, start = [], [], 0
+    while start < len(values):
+        stop = max(start + 1, int(1.25 * start))
+        points.append(start + 1)
+        medians.append(max(statistics.median(values[start:stop]), FLOOR))
+        start = stop
+    return points, medians
 
 
 def main(updates: int = 1000) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams |= {"svg.hashsalt": "five duals", "svg.fonttype": "none", "font.size": 10}
+    matplotlib.rcParams |= {"svg.hashsalt": "five duals", "svg.fonttype": "none", "font.size": 11}
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, constrained_layout=True)
-    for name, label in GATES.items():
+    figure, axes = plt.subplots(2, 1, figsize=(6, 6.6), sharex=True, sharey=True, constrained_layout=True)
+    for name, (label, color, dashes) in GATES.items():
         curves = run(name, updates if name == "loss-free" else 100)
         for ax, values in zip(axes, curves, strict=True):
-            ax.plot(range(1, len(values) + 1), values, label=label, linewidth=1.5)
-        print(
-            f"{name:20s} below 0.1 for good from update {first_below(curves[0])} in training,"
-            f" {first_below(curves[1])} in evaluation; after 20: {curves[0][20]:.3f}, {curves[1][20]:.3f}"
-        )
-    for ax, title in zip(axes, ("the training batch itself", "evaluation, next batch, state so far"), strict=True):
-        ax.axhline(0.1, color="gray", linewidth=0.8, linestyle=":")
-        ax.set(title=title, xlabel="updates + 1", xscale="log", yscale="log")
-    axes[0].set_ylabel("MaxVio")
-    axes[0].legend(frameon=False)
+            ax.plot(*smooth(values), dashes, color=color, label=label, linewidth=1.8)
+        for where, values in zip(("training", "evaluation"), curves, strict=True):
+            print(f"{name:20s} {where:10s}", *(f"{n}: {values[n]:.3f}" for n in SHOWN if n < len(values)))
+    for ax, title in zip(axes, ("in training: the batch itself", "in evaluation: the next batch"), strict=True):
+        ax.set(title=title, ylabel="MaxVio", xscale="log", yscale="log")
+    axes[1].set_xlabel("updates + 1")
+    axes[1].legend(frameon=False, fontsize=9, loc="lower left")
     figure.savefig(Path(__file__).with_suffix(".svg"), metadata={"Date": None})
 
 

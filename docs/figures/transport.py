@@ -61,6 +61,13 @@ METHODS = {
     "Sinkhorn": sinkhorn,
 }
 
+STYLES = {  # Okabe and Ito's colours, which the colour-blind can tell apart; dashes for print without colour
+    "loss-free bias, u = 0.01": ("#0072B2", "-"),
+    "BIP": ("#D55E00", "--"),
+    "quantile balancing": ("#009E73", "-."),
+    "Sinkhorn": ("#CC79A7", ":"),
+}
+
 
 def measure(scores: Tensor, p: Tensor, optimum: float) -> tuple[float, float]:
     """Overflow and gap of prices p."""
@@ -83,19 +90,31 @@ def curves() -> dict[str, list[tuple[float, float]]]:
 
 
 def main() -> None:
-    import matplotlib.pyplot as plt
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.hashsalt": "transport", "svg.fonttype": "none", "font.size": 11}
+    from matplotlib import pyplot as plt
 
     found = curves()
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for panel, (axis, title) in enumerate(zip(axes, ("overflow", "optimality gap"), strict=True)):
+    figure, axes = plt.subplots(2, 1, figsize=(6, 7.2), sharex=True, layout="constrained")
+    for panel, (axis, title) in enumerate(
+        zip(
+            axes,
+            ("overflow: share of assignments above the even load", "optimality gap (exact: 0, drawn at 1e-7)"),
+            strict=True,
+        )
+    ):
         for name, points in found.items():
             values = [max(point[panel], 1e-7) for point in points]
             if name == "exact":
-                axis.axhline(values[0], color="black", linestyle="--", label=name)
+                axis.axhline(values[0], color="black", label="exact prices")
             else:
-                axis.plot(range(1, SWEEPS + 1), values, label=name)
-        axis.set(xscale="log", yscale="log", xlabel="sweeps over the scores", title=title)
-    axes[0].legend(fontsize=8)
+                color, dashes = STYLES[name]
+                axis.plot(range(1, SWEEPS + 1), values, dashes, color=color, label=name, linewidth=1.8)
+        axis.set(xscale="log", yscale="log", title=title)
+    axes[1].set_xlabel("sweeps over the scores")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     figure.savefig(Path(__file__).with_suffix(".svg"), metadata={"Date": None})
     for name, points in found.items():
         print(
