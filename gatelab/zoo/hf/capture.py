@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,12 +22,14 @@ class Choices:
         ids: (T, K) int64, -1 = none.
         weights: (T, K).
         token_ids: (B, S) for gates that look them up, or None.
+        tensors: those of the block that were others in this batch, by name.
     """
 
     x: Tensor
     ids: Tensor
     weights: Tensor
     token_ids: Tensor | None = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> Tensor:

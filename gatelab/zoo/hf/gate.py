@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from gatelab.routers.activation import resolve_activation
 from gatelab.routers.balance import SignBias
@@ -37,12 +38,14 @@ class Evidence:
     Attributes:
         batches: the first is a plain one; others show the small print.
         extreme: hidden states so large that scores saturate and underflow, for the choice alone.
+        ruled: experts chosen for their bias, down to vanishing scores, for the weights alone.
         tensors: of the router and of the block itself, by name.
         numbers: their attributes that are numbers, by name.
     """
 
     batches: Sequence[Choices]
     extreme: Choices
+    ruled: Sequence[Choices]
     tensors: Mapping[str, Tensor]
     numbers: Mapping[str, float]
 
@@ -75,7 +78,10 @@ class Evidence:
 
     def scaled(self, factor: float) -> Evidence:
         """The same with all weights times a factor."""
-        return replace(self, batches=[replace(b, weights=b.weights * factor) for b in self.batches])
+        batches, ruled = (
+            [replace(b, weights=b.weights * factor) for b in group] for group in (self.batches, self.ruled)
+        )
+        return replace(self, batches=batches, ruled=ruled)
 
     def floating(self) -> Iterator[tuple[str, Tensor]]:
         yield from ((name, tensor) for name, tensor in self.tensors.items() if tensor.is_floating_point())
@@ -98,7 +104,7 @@ def find_gate(evidence: Evidence) -> Gate:
     """
     weighed = False
     for score, links in scores(evidence):
-        explanations = list(_explanations(score, evidence))
+        explanations = list(_explanations(score, links, evidence))
         weighed = weighed or bool(explanations)
         gates = [_choice(score, links, *explanation, evidence) for explanation in explanations]
         gates.append(_sparse_mixer(score, links, evidence))
@@ -128,19 +134,30 @@ def scores(evidence: Evidence) -> Iterator[tuple[LinearScore, list[Link]]]:
             yield score, links
 
 
-def _explanations(score: LinearScore, evidence: Evidence) -> Iterator[tuple[str, list[nn.Module]]]:
+def _explanations(score: LinearScore, links: list[Link], evidence: Evidence) -> Iterator[tuple[str, list[nn.Module]]]:
     """Activations and weight parts that give the weights, at the experts that were chosen."""
-    with torch.no_grad():
-        logits = [score(Context(b.x, score.num_experts, training=False)) for b in evidence.batches]
-    if any(int(b.ids.max()) >= score.num_experts for b in evidence.batches):
+    batches = [*evidence.batches, *evidence.ruled]
+    if any(int(b.ids.max()) >= score.num_experts for b in batches):
         return
+    with torch.no_grad():
+        logits = [_logits(score, links, batch) for batch in batches]
     for activation in ACTIVATIONS:
         function = resolve_activation(activation)
-        gates = [function(z).gather(1, b.ids.clamp(min=0)) for z, b in zip(logits, evidence.batches, strict=True)]
+        gates = [function(z).gather(1, b.ids.clamp(min=0)) for z, b in zip(logits, batches, strict=True)]
         for variants in _normalizers(activation, evidence):
-            parts = (_scaled(normalizer, gates, evidence) for normalizer in variants)
+            parts = (_scaled(normalizer, gates, batches, evidence.numbers) for normalizer in variants)
             if (found := next((part for part in parts if part is not None), None)) is not None:
                 yield activation, found
+
+
+def _logits(score: LinearScore, links: list[Link], batch: Choices) -> Tensor:
+    """(T, E) with the score's tensors as they were in that batch."""
+    changed = {
+        link.ours.removeprefix("router.score."): link.pull(batch.tensors)
+        for link in links
+        if batch.tensors.keys() >= set(link.theirs)
+    }
+    return functional_call(score, changed, (Context(batch.x, score.num_experts, training=False),))
 
 
 def _normalizers(activation: str, evidence: Evidence) -> Iterator[list[nn.Module | None]]:
@@ -157,16 +174,18 @@ def _normalizers(activation: str, evidence: Evidence) -> Iterator[list[nn.Module
         yield [SoftmaxOverChosen()]
 
 
-def _scaled(normalizer: nn.Module | None, gates: list[Tensor], evidence: Evidence) -> list[nn.Module] | None:
+def _scaled(
+    normalizer: nn.Module | None, gates: list[Tensor], batches: Sequence[Choices], numbers: Mapping[str, float]
+) -> list[nn.Module] | None:
     """The weight parts, if the weights are a constant times what they give."""
     base = [g if normalizer is None else normalizer(g, torch.ones_like(g, dtype=torch.bool), None) for g in gates]
-    chosen = [batch.rows[:, None] & (batch.ids >= 0) for batch in evidence.batches]
-    constant = float((evidence.batches[0].weights / base[0])[chosen[0]].median())
-    for predicted, batch, live in zip(base, evidence.batches, chosen, strict=True):
+    chosen = [batch.rows[:, None] & (batch.ids >= 0) for batch in batches]
+    constant = float((batches[0].weights / base[0])[chosen[0]].median())
+    for predicted, batch, live in zip(base, batches, chosen, strict=True):
         error, size = (constant * predicted - batch.weights)[live].abs(), batch.weights[live].abs()
         if live.any() and not bool((error <= CLOSE * size.max()).all()):
             return None
-    return [*([] if normalizer is None else [normalizer]), *scaling(constant, evidence.numbers)]
+    return [*([] if normalizer is None else [normalizer]), *scaling(constant, numbers)]
 
 
 def scaling(constant: float, numbers: Mapping[str, float]) -> list[nn.Module]:

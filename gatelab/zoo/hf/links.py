@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -84,3 +85,20 @@ def write(moe: nn.Module, block: nn.Module, links: Iterable[Link]) -> None:
     with torch.no_grad():
         for link in links:
             link.push(ours[link.ours], theirs)
+
+
+@contextmanager
+def holding(module: nn.Module, numbers: Mapping[str, Tensor]) -> Iterator[None]:
+    """Other numbers in some of a module's tensors, and afterwards its own in all.
+
+    Not `functional_call`, under which a module that converts its own parameters in its forward fails (Switch).
+    """
+    named = tensors(module)
+    own = {name: tensor.data for name, tensor in named.items()}
+    try:
+        for name, value in numbers.items():
+            named[name].data = value
+        yield
+    finally:
+        for name, tensor in named.items():
+            tensor.data = own[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gatelab.layers.moe import MoE
 from gatelab.routers.routing import Routing
-from gatelab.zoo.hf.links import dtype_of, tensors
+from gatelab.zoo.hf.links import dtype_of, holding, tensors
 from gatelab.zoo.hf.plan import Plan
 
 
@@ -27,23 +27,6 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def holding(module: nn.Module, numbers: Mapping[str, Tensor]) -> Iterator[None]:
-    """Other numbers in some of a module's tensors, and afterwards its own in all.
-
-    Not `functional_call`, under which a module that converts its own parameters in its forward fails (Switch).
-    """
-    named = tensors(module)
-    own = {name: tensor.data for name, tensor in named.items()}
-    try:
-        for name, value in numbers.items():
-            named[name].data = value
-        yield
-    finally:
-        for name, tensor in named.items():
-            tensor.data = own[name]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -98,16 +98,21 @@ def observe(shadow: Shadow, block: nn.Module) -> tuple[list[Sighting], Evidence]
             down = -torch.linalg.pinv(matrix.detach().cpu().double()).sum(1).float()
             batches += [shadow.batch(0.3, depth * down) for depth in (15.0, 40.0)]
     batches.append(shadow.batch(EXTREME))
-    seen, chosen = [], []
-    for x in batches:
+    seen: list[Sighting] = []
+
+    def choices(x: Tensor, tensors: Mapping[str, Tensor]) -> Choices:
         ids = token_ids(shadow, block, x)
-        sighting = shadow.see(x, {} if ids is None else {TOKEN_IDS: ids})
-        seen.append(sighting)
-        chosen.append(Choices(x, sighting.experts.ids, sighting.experts.weights, ids))
-    _check_distinct(torch.cat([choices.ids for choices in chosen]))
+        seen.append(shadow.see(x, {} if ids is None else {TOKEN_IDS: ids}))
+        call = seen[-1].experts
+        return Choices(x, call.ids, call.weights, ids, tensors)
+
+    chosen = [choices(x, {}) for x in batches]
+    with shadow.favouring() as ruling:
+        ruled = [choices(shadow.batch(scale), ruling) for scale in SCALES]
+    _check_distinct(torch.cat([batch.ids for batch in (*chosen, *ruled)]))
     tables = {n: t for n, t in shadow.block.state_dict().items() if not t.is_floating_point()}
     numbers = {**numbers_of(block), **numbers_of(block.get_submodule(shadow.router_name))}
-    return seen, Evidence(chosen[:-1], chosen[-1], {**shadow.routing_tensors, **tables}, numbers)
+    return seen, Evidence(chosen[:-1], chosen[-1], ruled, {**shadow.routing_tensors, **tables}, numbers)
 
 
 def _check_distinct(ids_NK: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gatelab.zoo.hf.capture import ExpertCall, expert_call
+from gatelab.zoo.hf.links import holding
 
 BATCH, LENGTH = 2, 24  # tokens of a probe: enough to tell every rule apart, cheap beside one real forward
 
@@ -121,15 +123,19 @@ class Shadow:
         return {n: t for n, t in self.tensors.items() if n.startswith(f"{self.router_name}.") or "." not in n}
 
     def random(self, like: Tensor) -> Tensor:
-        """Matrices that keep a vector's size; scales around 1; biases that often overrule a softmax, not always.
-
-        Experts chosen for their bias have small scores, which show what keeps their sum from 0.
-        """
+        """Matrices that keep a vector's size; biases that sway but do not rule; scales around 1."""
         noise = torch.randn(like.shape, generator=self.generator)
         if like.squeeze().dim() >= 2:
             return (noise / math.sqrt(like.shape[-1])).to(like.device)
-        favour = 1.0 if like.numel() == 1 else 0.7 * torch.randint(2, like.shape, generator=self.generator)
-        return (0.2 * noise + favour).to(like.device)
+        return (0.2 * noise + (1.0 if like.numel() == 1 else 0.0)).to(like.device)
+
+    @contextmanager
+    def favouring(self) -> Iterator[dict[str, Tensor]]:
+        """Biases that rule, by name: the copy then chooses experts whatever their scores, even where these vanish."""
+        own = {n: t for n, t in self.routing_tensors.items() if t.squeeze().dim() == 1 and t.numel() > 1}
+        ruling = {n: t + 9.0 * torch.rand(t.shape, generator=self.generator).to(t.device) for n, t in own.items()}
+        with holding(self.block, ruling):
+            yield ruling
 
     def batch(self, scale: float = 1.0, shift: Tensor | None = None) -> Tensor:
         """(B, S, D) of normal numbers times `scale`, plus a (D,) shift."""
