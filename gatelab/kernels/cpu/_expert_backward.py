@@ -8,9 +8,9 @@ from torch import Tensor
 
 from gatelab.kernels.cpu._block_activation import BlockActivation
 from gatelab.kernels.cpu._cores import run
-from gatelab.kernels.cpu._expert_forward import Arguments, cut, row, sum_by_token
-from gatelab.kernels.cpu._gemm import gather, linear, padded
-from gatelab.kernels.cpu._memory import Scratch, Scratches, empty
+from gatelab.kernels.cpu._expert_forward import Arguments, cut, row, scratches_for, sum_by_token
+from gatelab.kernels.cpu._gemm import gather, linear
+from gatelab.kernels.cpu._memory import Scratch, empty
 
 
 class Gradients(NamedTuple):
@@ -37,9 +37,8 @@ def backward(
     parameters = (arguments.up_proj, arguments.down_proj, arguments.up_bias, arguments.down_bias)
     grads = [empty(p.shape, p.dtype) if experts_wanted and p is not None else None for p in parameters]
     pieces = [cut(e, *borders) for e, borders in enumerate(pairwise(offsets))]
-    most_rows = padded(max((stop - start for own in pieces for _, start, stop in own), default=0))
-    D, J, I = x_TD.shape[1], hidden.shape[1], arguments.down_proj.shape[2]
-    scratches = Scratches(most_rows, (D, D, I, I, I, J, D), x_TD.dtype)
+    scratches = scratches_for(max((stop - start for own in pieces for _, start, stop in own), default=0), arguments)
+    D, I = x_TD.shape[1], arguments.down_proj.shape[2]
 
     def work(e: int) -> None:
         own = [row(grad, e) for grad in grads]

@@ -68,8 +68,7 @@ def forward(arguments: Arguments, keep_hidden: bool) -> tuple[Tensor, Tensor]:
     is_reading = offsets[-1] <= _FEW_ROWS * len(pieces)  # weights, most of the time: the cores do that together
     blocks = join(pieces, _BLOCK_ROWS if is_reading else min(_BLOCK_ROWS, offsets[-1] // _BLOCKS))
     sizes = [block[-1].stop - block[0].start for block in blocks]
-    D, I = x_TD.shape[1], arguments.down_proj.shape[2]
-    scratches = Scratches(padded(max(sizes, default=0)), (D, J, I, I, D), x_TD.dtype)
+    scratches = scratches_for(max(sizes, default=0), arguments)
 
     def work(block: list[Piece]) -> None:
         with scratches.lend() as scratch:
@@ -108,6 +107,12 @@ def join(pieces: list[Piece], most_rows: int) -> list[list[Piece]]:
         else:
             blocks.append([piece])
     return blocks
+
+
+def scratches_for(most_rows: int, arguments: Arguments) -> Scratches:
+    """For either pass: of the same size, what one leaves idle the other recycles."""
+    _, D, I = arguments.down_proj.shape
+    return Scratches(padded(most_rows), (D, D, D, I, I, I, arguments.up_proj.shape[1]), arguments.x_TD.dtype)
 
 
 def product(block: list[Piece], x_PA: Tensor, weight_EBA: Tensor, bias_EB: Tensor | None, scratch: Scratch) -> Tensor:
