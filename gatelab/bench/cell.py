@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from gatelab.bench.checkpoint import Checkpoint
+from gatelab.bench.checkpoint import REMEDY, Checkpoint
 from gatelab.bench.config import CompareConfig
+from gatelab.bench.errors import BadInput
 from gatelab.bench.train import Training
 from gatelab.bench.workloads import Text
 
@@ -48,8 +49,7 @@ def run_cell(job: Job, text: Text, on_step: Callable[[int], None]) -> dict[str, 
     """
     with one_thread(job.config.device):
         training = Training(job.config, job.router, job.intermediate_size, job.seed, text)
-        if state := job.checkpoint.read():
-            training.load_state_dict(state)
+        _go_on(training, job.checkpoint)
         saved = time.monotonic()
         while not training.finished:
             training.advance()
@@ -58,6 +58,23 @@ def run_cell(job: Job, text: Text, on_step: Callable[[int], None]) -> dict[str, 
                 job.checkpoint.write(training.state_dict())
                 saved = time.monotonic()
         return training.result()
+
+
+def _go_on(training: Training, checkpoint: Checkpoint) -> None:
+    """From the checkpoint, where there is one."""
+    state = checkpoint.read()
+    if state is None:
+        return
+    try:
+        training.load_state_dict(state)
+        done, log = training.step, training.log
+        fits = type(done) is int and 0 <= done <= training.config.steps and training.seconds >= 0
+        fits = fits and len(log.load) == len(log.history["step"]) == -(-done // log.every)
+        fits = fits and len(log.kept) == len(log.requested) == max(0, done - log.last_quarter)
+    except Exception:  # whatever a state that is none makes torch raise
+        fits = False
+    if not fits:
+        raise BadInput(f"{checkpoint.path} is damaged: its state does not fit the cell; {REMEDY}")
 
 
 @contextlib.contextmanager

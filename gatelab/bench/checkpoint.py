@@ -45,4 +45,6 @@ class Checkpoint:
         files.checked(self.path, value, "checkpoint", REMEDY)
         if not self.signature.items() <= value.items():
             raise BadInput(f"{self.path} belongs to another run; {REMEDY}")
+        if not isinstance(value.get("state"), dict):
+            raise BadInput(f"{self.path} is damaged: it has no state; {REMEDY}")
         return value["state"]

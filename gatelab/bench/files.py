@@ -47,7 +47,12 @@ def writing(remedy: str) -> Iterator[None]:
     except CannotWrite:
         raise
     except OSError as error:
-        raise CannotWrite(f"cannot write {error.filename}: {error.strerror or error}; {remedy}") from error
+        raise CannotWrite(f"cannot write {where_and_why(error)}; {remedy}") from error
+
+
+def where_and_why(error: OSError) -> str:
+    """The file and the reason, where the error knows them: a full disk is noticed when the name is forgotten."""
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -65,7 +70,7 @@ def read_json(path: Path, kind: str, remedy: str) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}; {remedy}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadInput(f"{path} is truncated or not JSON; {remedy}") from None
     return checked(path, value, kind, remedy)
 
@@ -76,10 +81,11 @@ def checked(path: Path, value: Any, kind: str, remedy: str) -> dict[str, Any]:
     Raises:
         BadInput: it does not.
     """
-    if not isinstance(value, dict) or value.get("kind") != kind or not isinstance(value.get("schema"), int):
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if type(schema) is not int or schema < 1 or value.get("kind") != kind:
         raise BadInput(f"{path} is no {kind} file of gatelab; {remedy}")
-    if value["schema"] > SCHEMA:
-        raise BadInput(f"{path} has schema {value['schema']}, newer than {SCHEMA}, the one known here; update gatelab")
+    if schema > SCHEMA:
+        raise BadInput(f"{path} has schema {schema}, newer than {SCHEMA}, the one known here; update gatelab")
     return value
 
 

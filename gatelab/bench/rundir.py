@@ -13,6 +13,7 @@ from typing import Any
 from gatelab.bench import files
 from gatelab.bench.checkpoint import Checkpoint
 from gatelab.bench.errors import BadInput
+from gatelab.bench.shape import cell_misfit
 
 try:
     import fcntl
@@ -69,16 +70,21 @@ class RunDirectory:
         """The finished cells.
 
         Raises:
-            BadInput: a cell file is not one of this run.
+            BadInput: a cell file is damaged or not one of this run.
         """
         found = {}
         for name, key in self._names.items():
             path = self.path / "cells" / f"{name}.json"
             if path.exists():
                 file = files.read_json(path, "cell", RETRAIN)
-                if not self._signature("cell", key).items() <= file.items() or not isinstance(file.get("cell"), dict):
+                if not self._signature("cell", key).items() <= file.items():
                     raise BadInput(f"{path} belongs to another run; {RETRAIN}")
-                found[key] = file["cell"]
+                cell: Any = file.get("cell")
+                if damage := cell_misfit(cell):
+                    raise BadInput(f"{path} is damaged: {damage}; {RETRAIN}")
+                if (cell["router"], cell["seed"]) != key:
+                    raise BadInput(f"{path} holds the cell of {cell['router']}, seed {cell['seed']}; {RETRAIN}")
+                found[key] = cell
         return found
 
     def write_cell(self, cell: dict[str, Any]) -> None:
@@ -101,7 +107,10 @@ class RunDirectory:
         return {"kind": kind, "schema": files.SCHEMA, "run": self.digest, "router": key[0], "seed": key[1]}
 
     def check_names(self) -> None:
-        """Raise BadInput if anything here is not ours; the leftovers of a killed run are."""
+        """Raise BadInput if anything here is not ours; the leftovers of a killed run are.
+
+        Nothing is read from figures/, so whatever lies there does no harm and stays.
+        """
         started = (self.path / "run.json").exists()
         known = {
             self.path: KNOWN if started else {".lock"},
@@ -116,7 +125,9 @@ class RunDirectory:
 
     def check_config(self, run: dict[str, Any], new: dict[str, Any]) -> None:
         """Raise BadInput at the first difference."""
-        old = run.get("config", {})
+        old = run.get("config")
+        if not isinstance(old, dict):
+            raise BadInput(f"{self.path / 'run.json'} is damaged: it has no config; pass another --out")
         for name in [*new, *old]:
             if old.get(name) != new.get(name):
                 raise BadInput(

@@ -12,6 +12,7 @@ from gatelab.bench.commands.output import json_option, print_json, progress
 from gatelab.bench.compare import compare as run_comparison
 from gatelab.bench.config import CompareConfig, flag
 from gatelab.bench.errors import BadInput
+from gatelab.bench.files import writing
 from gatelab.routers.compose import factorial
 
 
@@ -70,7 +71,8 @@ def compare(
         results = run_comparison(config, out, text=text, on_step=on_step)
         from gatelab.bench.report import write_report  # matplotlib: not beside the workers' memory
 
-        page = write_report(results, out)
+        with writing("results.json is whole: `gatelab report DIR --out ELSEWHERE` renders it"):
+            page = write_report(results, out)
     if as_json:
         print_json(results)
     else:

@@ -9,7 +9,7 @@ import click
 
 from gatelab.bench.commands.output import json_option, print_json, seed_option
 from gatelab.bench.errors import BadInput
-from gatelab.bench.files import read_json
+from gatelab.bench.files import read_json, where_and_why
 
 
 @click.command()
@@ -29,8 +29,10 @@ def report(directory: Path, other: Path | None, out: Path | None, as_json: bool)
             page = write_report(runs[0], out)
         else:
             page = write_comparison(runs[0], runs[1], out, (directory.name, other.name))
-    except (ValueError, KeyError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{directory}: {error}; it was edited or mixed") from error
+    except OSError as error:
+        raise BadInput(f"cannot write {where_and_why(error)}; pass another --out") from error
     if as_json:
         print_json({"page": str(page)})
     else:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gatelab.bench.files import writing
 from gatelab.bench.report.comparison import write_comparison
 from gatelab.bench.report.figures import write_figures
 from gatelab.bench.report.markdown import report_markdown
@@ -17,7 +16,6 @@ from gatelab.bench.report.summary import summarise
 __all__ = ["write_comparison", "write_report"]
 
 
-@writing("results.json is whole: `gatelab report DIR --out ELSEWHERE` renders it")
 def write_report(results: Mapping[str, Any], out_dir: Path) -> Path:
     """Write report.html, report.md, figures/*.svg and figures/*.png; a half-finished run names what is missing.
 
@@ -30,7 +28,7 @@ def write_report(results: Mapping[str, Any], out_dir: Path) -> Path:
 
     Raises:
         ValueError: the schema is newer than this library's, or a cell is of a router that the run does not describe.
-        CannotWrite: full disk, read-only directory.
+        OSError: full disk, read-only directory.
     """
     run = Run(results)
     summary = summarise(run)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gatelab.bench.files import writing
 from gatelab.bench.report import notes
 from gatelab.bench.report import pair as parts
 from gatelab.bench.report.figures import colours, style, write_picture
@@ -16,7 +15,6 @@ from gatelab.bench.report.page import render
 from gatelab.bench.report.run import Run, printable
 
 
-@writing("pass another --out")
 def write_comparison(
     results_a: Mapping[str, Any], results_b: Mapping[str, Any], out_dir: Path, names: tuple[str, str] = ("A", "B")
 ) -> Path:
@@ -32,7 +30,7 @@ def write_comparison(
         The page.
 
     Raises:
-        ValueError, CannotWrite: as for `write_report`.
+        ValueError, OSError: as for `write_report`.
     """
     if names[0] == names[1]:
         names = (f"{names[0]} A", f"{names[1]} B")

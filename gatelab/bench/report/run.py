@@ -10,6 +10,7 @@ from typing import Any
 
 from gatelab.bench.files import SCHEMA
 from gatelab.bench.report.paired import Noise, estimate_noise
+from gatelab.bench.shape import results_misfit
 
 SCORE = "val_bits_per_byte"
 LEAKY = "as_trained_bits_per_byte"
@@ -23,12 +24,15 @@ class Run:
         results: as in results.json.
 
     Raises:
-        ValueError: the schema is newer than this library's, or a cell is of a router that the run does not describe.
+        ValueError: the schema is newer than this library's, something is missing or of another type, or a cell is there
+            twice or of a router that the run does not describe.
     """
 
     def __init__(self, results: Mapping[str, Any]) -> None:
         if results["schema"] > SCHEMA:
             raise ValueError(f"schema={results['schema']} is newer than {SCHEMA}, the one known here; update gatelab")
+        if damage := results_misfit(results):
+            raise ValueError(damage)
         results = printable(results)
         self.version: str = results["gatelab"]
         self.machine: dict[str, Any] = results["machine"]
@@ -37,6 +41,9 @@ class Run:
         for cell in results["cells"]:
             if cell["router"] not in self.routers:
                 raise ValueError(f"cells: router {cell['router']!r} is not among routers; the file was edited or mixed")
+        keys = [(cell["router"], cell["seed"]) for cell in results["cells"]]
+        if twice := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
+            raise ValueError(f"cells: router {twice[0]!r} with seed {twice[1]} is there twice")
         self._cells: list[dict[str, Any]] = sorted(results["cells"], key=lambda cell: cell["seed"])
         self.learned = [name for name, router in self.routers.items() if not router["baseline"]]
         self.baselines = [name for name, router in self.routers.items() if router["baseline"]]
