@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import os
 import platform
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def compare(config: CompareConfig, out: Path, *, text: Path | None = None, on_st
             routers[name] = describe(config, name, matches[name])
         except ValueError as error:
             raise BadInput(f"--routers: {error}" if name in str(error) else f"--routers {name}: {error}") from error
+        except Exception as error:  # the code of a gate may be the caller's and raise anything
+            raise BadInput(f"--routers {name}: {_traced(error)}") from error
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     keys = [(name, seed) for seed in seeds for name in config.routers]  # by seed: half a run compares all routers
     described = _config(config, loaded)
@@ -80,6 +83,12 @@ def compare(config: CompareConfig, out: Path, *, text: Path | None = None, on_st
                 results["cells"] = [cells[key] for key in keys if key in cells]
                 directory.write_results(results)
     return results
+
+
+def _traced(error: Exception) -> str:
+    """Its kind, its message and the line of code that raised it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
 
 
 def _config(config: CompareConfig, text: Text) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,14 @@ DEFAULT_ROUTERS = (
     *BASELINES,
 )
 ATTENTION = ("plain", "lfa")
+COUNTS = (
+    *("steps", "batch_size", "sequence_length", "hidden_size", "num_layers", "num_heads", "num_experts", "top_k"),
+    *("intermediate_size", "seeds"),
+)
+MOST = {"seeds": 1000}
+MOST_OTHERWISE = 2**24
+MOST_NUMBERS = 2**30  # 4 GiB of weights, or of what one step computes
+MOST_SEED = 2**53  # larger ones are not exact in everybody's JSON
 
 
 @dataclass(frozen=True)
@@ -64,19 +73,37 @@ class CompareConfig:
         twice = [name for i, name in enumerate(self.routers) if name in self.routers[:i]]
         if twice:
             raise BadInput(f"--routers names {twice[0]!r} twice; each may stand once")
-        counts = ("steps", "batch_size", "sequence_length", "hidden_size", "num_layers", "num_heads", "num_experts")
-        for name in (*counts, "top_k", "intermediate_size", "seeds"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{flag(name)} {getattr(self, name)} must be at least 1")
+        for name in COUNTS:
+            value, most = getattr(self, name), MOST.get(name, MOST_OTHERWISE)
+            if value < 1:
+                raise BadInput(f"{flag(name)} {value} must be at least 1")
+            if value > most:
+                raise BadInput(f"{flag(name)} {value} must be at most {most}")
         if self.top_k > self.num_experts:
             raise BadInput(f"--top-k {self.top_k} is more than --num-experts {self.num_experts}; choose at most that")
         if self.hidden_size % (2 * self.num_heads):
             raise BadInput(f"--hidden-size {self.hidden_size} must be a multiple of {2 * self.num_heads}")
         if self.attention not in ATTENTION:
             raise BadInput(f"--attention {self.attention} is unknown; choose one of {', '.join(ATTENTION)}")
-        if not self.learning_rate > 0:
-            raise BadInput(f"--learning-rate {self.learning_rate} must be positive")
+        if not 0 < self.learning_rate < math.inf:
+            raise BadInput(f"--learning-rate {self.learning_rate} must be positive and finite")
+        if abs(self.first_seed) > MOST_SEED:
+            raise BadInput(f"--seed {self.first_seed} must lie within ±{MOST_SEED}")
+        if self._numbers > MOST_NUMBERS:
+            largest = max(COUNTS, key=lambda name: getattr(self, name) / getattr(CompareConfig, name))
+            raise BadInput(
+                f"{flag(largest)} {getattr(self, largest)} needs {self._numbers:.1e} numbers in memory, more than "
+                f"{MOST_NUMBERS:.1e}; choose smaller sizes"
+            )
         check_device(self.device)
+
+    @property
+    def _numbers(self) -> int:
+        """Weights of the model, or what its layers compute in one step, whichever is more; rounded down."""
+        D, L, E, I = self.hidden_size, self.num_layers, self.num_experts, self.top_k * self.intermediate_size
+        weights = L * (4 * D * D + 3 * E * D * I)
+        step = self.batch_size * self.sequence_length * L * (self.num_heads * self.sequence_length + E * D + I)
+        return max(weights, step)
 
 
 def flag(name: str) -> str:

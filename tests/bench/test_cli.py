@@ -1,6 +1,7 @@
 """The command line: bad input is one line and status 2, --json one document, help for everything."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,17 @@ from gatelab.bench.cli import COMMANDS
 from gatelab.bench.config import flag
 
 SMALL = [part for name, value in TINY.items() for part in (flag(name), str(value))]
+
+
+EXPLODES = """
+import gatelab
+class Gate(gatelab.Router):
+    def __init__(self, hidden_size, num_experts, top_k=2):
+        super().__init__(score=gatelab.routers.score.LinearScore(hidden_size, num_experts),
+                         select=gatelab.routers.select.TopK(top_k))
+    def forward(self, *args, **kwargs):
+        raise RuntimeError("in forward")
+"""
 
 
 @pytest.fixture
@@ -56,7 +68,18 @@ def gatelab_command(monkeypatch, capsys, tmp_path):
         (["--attention", "linear"], "--attention linear is unknown; choose one of plain, lfa"),
         (["--hidden-size", "10"], "--hidden-size 10 must be a multiple of 4"),
         (["--hidden-size", "4", "--intermediate-size", "1", "--routers", "attention"], "--routers: router 'attention'"),
-        (["--learning-rate", "-1"], "--learning-rate -1.0 must be positive"),
+        (["--learning-rate", "-1"], "--learning-rate -1.0 must be positive and finite"),
+        (["--learning-rate", "0"], "--learning-rate 0.0 must be positive and finite"),
+        (["--learning-rate", "nan"], "--learning-rate nan must be positive and finite"),
+        (["--learning-rate", "inf"], "--learning-rate inf must be positive and finite"),
+        (["--steps", "9" * 30], f"--steps {'9' * 30} must be at most 16777216"),
+        (["--seeds", "1000000"], "--seeds 1000000 must be at most 1000"),
+        (["--seed", "9" * 300], f"--seed {'9' * 300} must lie within"),
+        (["--hidden-size", "1000000"], "--hidden-size 1000000 needs 8.0e+12 numbers"),  # 2 layers · (4 D² + 3·4·32 D)
+        (["--batch-size", "1000000"], "--batch-size 1000000 needs 4.1e+09 numbers"),  # 16·2·(2·16 + 4·16 + 32) each
+        (["--num-heads", "-4"], "--num-heads -4 must be at least 1"),
+        (["--routers", "raises.py:Gate"], "--routers raises.py:Gate: KeyError: 'what' ("),
+        (["--routers", "explodes.py:Gate"], "--routers explodes.py:Gate: RuntimeError: in forward ("),
         (["--vary", "score=linear,lfa", "--routers", "random"], "--routers and --vary both say what to compare"),
         (["--stps", "1"], "No such option '--stps'"),
     ],
@@ -65,13 +88,14 @@ def test_bad_input_is_one_line_that_names_the_argument(arguments, says, gatelab_
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("too short")
     (tmp_path / "hollow").mkdir()
+    (tmp_path / "raises.py").write_text("def Gate(hidden_size, num_experts, top_k=2):\n    return {}['what']\n")
+    (tmp_path / "explodes.py").write_text(EXPLODES)
     given = ["compare", *SMALL, "--routers", "random", "--text", "text.txt", "--out", "run", *arguments]
     status, out, err = gatelab_command(*given)
-    last = err.rstrip("\n").rsplit("\n", 1)[-1]
     assert status == 2
     assert out == ""
-    assert last.startswith(f"gatelab: {says}")
-    assert "Traceback" not in err
+    assert err.startswith(f"gatelab: {says}")
+    assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -100,6 +124,8 @@ def test_report_renders_again_and_compares_two_runs(gatelab_command, tmp_path):
     assert gatelab_command("report", "run0")[:2] == (0, "run0/report.html\n")
     assert gatelab_command("report", "run0", "run1", "--json")[:2] == (0, '{\n "page": "run1/comparison.html"\n}\n')
     assert (tmp_path / "run0/report.html").exists()
+    status, _, err = gatelab_command("report", "run0", "--out", "text.txt")
+    assert (status, err) == (2, "gatelab: cannot write text.txt/figures: Not a directory; pass another --out\n")
     status, _, err = gatelab_command("report", "nowhere")
     assert (status, err) == (
         2,
@@ -109,6 +135,24 @@ def test_report_renders_again_and_compares_two_runs(gatelab_command, tmp_path):
     # Reports are files of the run, so it goes on.
     given = ["compare", *SMALL, "--routers", "random", "--text", "text.txt", "--seed", "1", "--out", "run1"]
     assert gatelab_command(*given)[0] == 0
+
+
+def test_a_report_that_cannot_be_written_after_training_is_no_bad_input(gatelab_command, tmp_path):
+    given = ["compare", *SMALL, "--routers", "random", "--text", "text.txt", "--out", "run"]
+    assert gatelab_command(*given)[0] == 0
+    shutil.rmtree(tmp_path / "run/figures")
+    (tmp_path / "run/figures").touch()
+    status, _, err = gatelab_command(*given)
+    assert status == 1
+    assert err == (
+        "gatelab: cannot write run/figures: File exists; "
+        "results.json is whole: `gatelab report DIR --out ELSEWHERE` renders it\n"
+    )
+
+
+def test_a_log_has_one_line_of_progress(gatelab_command):
+    given = ["compare", *SMALL, "--routers", "random", "--text", "text.txt", "--out", "run"]
+    assert "random, seed 0" in gatelab_command(*given)[2]
 
 
 def test_list_shows_every_gate(gatelab_command):

@@ -31,7 +31,10 @@ def print_json(value: Any) -> None:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
-    """A bar on stderr; what other code prints to stdout meanwhile goes to stderr too."""
+    """A bar on stderr; what other code prints to stdout meanwhile goes to stderr too.
+
+    In a log it is one line when all is done: what failed leaves there its message alone.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -39,5 +42,11 @@ def progress() -> Iterator[Progress]:
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     bar = Progress(*columns, console=Console(stderr=True), redirect_stdout=False)
-    with contextlib.redirect_stdout(sys.stderr), bar:
-        yield bar
+    with contextlib.redirect_stdout(sys.stderr):
+        if sys.stderr.isatty():
+            with bar:
+                yield bar
+        else:
+            yield bar
+            with bar:
+                pass
