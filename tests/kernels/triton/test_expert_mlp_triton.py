@@ -164,6 +164,25 @@ def test_a_nan_stays_with_its_token_and_its_experts():
         assert touched.nonzero().flatten().tolist() == experts.tolist(), name
 
 
+def test_a_nan_stays_with_its_expert():
+    # D and I are no multiples of the blocks: what lies behind an expert's matrix is the next one's
+    tensors = make(bias=True)
+    expected = outputs_and_gradients(mlp(), tensors, "triton")
+    tensors["up_proj"][1], tensors["down_proj"][1] = torch.nan, torch.nan
+    results = outputs_and_gradients(mlp(), tensors, "triton")
+    start, stop = tensors["expert_offsets"][1:3]
+    touched = torch.zeros(len(tensors["x_TD"])).bool()
+    touched[tensors["token_index"][start:stop]] = True
+    assert 0 < touched.sum() < len(touched)
+    for name in ("output 0", "gradient of x_TD"):
+        assert torch.equal(results[name][~touched], expected[name][~touched]), name
+        assert results[name][touched].isnan().all(), name
+    others = [0, 2, 3, 4]
+    for name in ("up_proj", "down_proj", "up_bias", "down_bias"):
+        name = f"gradient of {name}"
+        assert torch.equal(results[name][others], expected[name][others]), name
+
+
 def test_an_expert_without_tokens_gets_zeros():
     tensors = make(bias=True)
     assert tensors["expert_offsets"][-2] == tensors["expert_offsets"][-1]
