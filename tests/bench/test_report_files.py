@@ -195,6 +195,29 @@ def test_comparison_of_two_runs(tmp_path):
     assert (tmp_path / "figures" / "comparison.png").is_file()
 
 
+def test_comparison_says_why_a_gate_is_not_in_it(tmp_path):
+    a, b = (small(["topk-softmax", "soft-moe", "random"]) for _ in range(2))
+    for cell in [*a["cells"][2:4], *b["cells"][2:4]]:
+        cell |= {"val_bits_per_byte": None, "as_trained_bits_per_byte": 1.5}
+    text = Page(write_comparison(a, b, tmp_path, ("old", "new"))).text
+    assert "of 2 routers (1 more cannot be compared) 0 clearly better" in text
+    assert "Not compared: soft-moe (not scored: no causal form)." in text
+    assert "| soft-moe | – | – | – (not scored: no causal form) |" in (tmp_path / "comparison.md").read_text()
+
+
+def test_the_headline_of_a_comparison_counts_what_holds_all_at_once(tmp_path):
+    # 4 gates, 2 seeds: the table's own intervals call one of them worse, those for 4 comparisons do not
+    names = ["topk-softmax", "attention", "expert-choice", "random"]
+    before = {(name, seed): 2.4 for name in names for seed in range(2)}
+    after = before | {("attention", 0): 2.435, ("attention", 1): 2.435, ("random", 0): 2.38, ("random", 1): 2.42}
+    page = write_comparison(small(names, scores=before), small(names, scores=after), tmp_path, ("old", "new"))
+    # random leaves ±0.01 over in each of its 4 cells: σ² = 4 · 0.01²/4, so σ = 0.01; t(4) = 2.78 alone, 4.31 of four
+    text = Page(page).text
+    assert "+0.035\u00a0±\u00a00.028" in text
+    assert "of 4 routers 0 clearly better, 0 clearly worse" in text
+    assert "headline widens them for the number of routers it counts (Bonferroni)" in text
+
+
 def test_comparison_says_what_cannot_be_compared(tmp_path):
     a, b = small(), small(["dense"])
     b["config"]["text"]["sha256"] = "1" * 64

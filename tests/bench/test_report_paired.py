@@ -73,6 +73,15 @@ def test_verdict(difference, deviation, verdict):
     assert found.verdict == verdict
 
 
+def test_one_of_several_comparisons_has_a_wider_interval():
+    # Of 5 at once, each at 1 − 0.05/5 = 99 %: t(1) = tan(0.495·π) = 63.7 in place of tan(0.475·π) = 12.7
+    noise = Noise(0.01, 1)
+    assert noise.margin(2, comparisons=5) == pytest.approx(0.01 * math.tan(0.495 * math.pi))
+    found = paired_difference({0: 0.5, 1: 0.5}, {0: 0.0, 1: 0.0}, noise, comparisons=5)
+    assert found is not None
+    assert (found.verdict, noise.margin(2)) == ("open", pytest.approx(0.01 * math.tan(0.475 * math.pi)))
+
+
 def test_without_an_interval_nothing_is_decided():
     found = paired_difference({0: 1.0}, {0: 9.0}, Noise(0.0, 0))
     assert found is not None

@@ -11,10 +11,15 @@ from gatelab.bench.report.words import number, quantity
 
 INTERVALS = (
     "the difference seed by seed with its 95 % interval. The noise in it is what router and seed leave unexplained in "
-    "all cells together, so all routers are taken to be equally noisy; each interval stands alone. Better and worse "
-    f"mean that it excludes zero, same that it lies within ±{SAME_WITHIN:g}, open that these seeds do not tell."
+    "all cells together, so all routers are taken to be equally noisy. Better and worse mean that it excludes zero, "
+    f"same that it lies within ±{SAME_WITHIN:g}, open that these seeds do not tell. Each interval stands alone: where "
+    "nothing differs, one in 20 excludes zero all the same."
 )
-QUALITY = f"Bits per byte on held-out text, lower is better, mean over seeds; “minus …” is {INTERVALS}"
+WIDENED = (
+    "The headline and the sentences above widen theirs for the number of comparisons they make (Bonferroni), the "
+    "headline for every pair of learned gates, since its leader is picked afterwards."
+)
+QUALITY = f"Bits per byte on held-out text, lower is better, mean over seeds; “minus …” is {INTERVALS} {WIDENED}"
 BALANCE = (
     "Over the last quarter of training, mean over seeds, each figure of the layer where it is worst; dead experts are "
     "summed over layers. MaxVio is how far the busiest expert is over the mean load in a batch (0 = even), “summed” "
@@ -33,7 +38,10 @@ FALLBACK = (
     "A gate that looks at later positions cannot generate text as it was trained, and its own figure has seen what it "
     "should predict. It is scored the way it could be used:"
 )
-PAIR_QUALITY = f"Bits per byte on held-out text, over the seeds that both runs finished, and {INTERVALS}"
+PAIR_QUALITY = (
+    f"Bits per byte on held-out text, over the seeds that both runs finished, and {INTERVALS} The headline widens them "
+    "for the number of routers it counts (Bonferroni)."
+)
 PAIR_BALANCE = "MaxVio over the last quarter of training, of the layer where it is worst; 0 = even."
 PAIR_COST = "Gate time is the forward of all gates in one training step."
 

@@ -39,9 +39,20 @@ class Pair:
             }
         )
 
-    def difference(self, router: str) -> Difference | None:
-        """Bits per byte in b minus those in a, on the seeds that both finished."""
-        return paired_difference(self.b.values(router, SCORE), self.a.values(router, SCORE), self.noise)
+    @property
+    def compared(self) -> list[str]:
+        """Routers with bits per byte for the same seed in both."""
+        return [name for name in self.shared if self.difference(name)]
+
+    def difference(self, router: str, comparisons: int = 1) -> Difference | None:
+        """Bits per byte in b minus those in a, on the seeds that both finished; one of so many that hold at once."""
+        return paired_difference(self.b.values(router, SCORE), self.a.values(router, SCORE), self.noise, comparisons)
+
+    def why_not(self, router: str) -> str:
+        """Why there is no difference."""
+        if router in self.a.unscored or router in self.b.unscored:
+            return "not scored: no causal form"
+        return "no seed scored in both"
 
     def means(self, router: str) -> tuple[float, float]:
         """Bits per byte in a and in b, over the seeds that both finished: their distance is the difference's mean."""
@@ -50,11 +61,14 @@ class Pair:
 
 
 def headline(pair: Pair) -> str:
-    verdicts = [d.verdict for name in pair.shared if (d := pair.difference(name))]
+    compared = pair.compared
+    verdicts = [d.verdict for name in compared if (d := pair.difference(name, len(compared)))]
     if not verdicts:
         return f"{pair.name_a} and {pair.name_b} share no finished router and seed"
     better, worse = verdicts.count("better"), verdicts.count("worse")
-    score = f"of {len(verdicts)} routers {better} clearly better, {worse} clearly worse"
+    left_out = len(pair.shared) - len(compared)
+    scored = f"{len(compared)} routers" + (f" ({left_out} more cannot be compared)" if left_out else "")
+    score = f"of {scored} {better} clearly better, {worse} clearly worse"
     return f"{pair.name_b} against {pair.name_a}: {score}"
 
 
@@ -70,6 +84,8 @@ def warnings(pair: Pair) -> list[str]:
             found.append(f"Only in {name}: {listing(alone)}.")
         if own.missing:
             found.append(f"Not finished in {name}: {cell_list(own.missing)}.")
+    if left_out := [name for name in pair.shared if name not in pair.compared]:
+        found.append(f"Not compared: {listing([f'{name} ({pair.why_not(name)})' for name in left_out])}.")
     return found
 
 
@@ -89,7 +105,7 @@ def quality(pair: Pair) -> Table:
     rows = []
     for name in pair.shared:
         d = pair.difference(name)
-        change = Cell(interval(d), VERDICTS[d.verdict], d.mean) if d else Cell(ABSENT)
+        change = Cell(interval(d), VERDICTS[d.verdict], d.mean) if d else Cell(ABSENT, pair.why_not(name))
         rows.append((Cell(name), *map(figure, pair.means(name)), change))
     return Table(("Gate", pair.name_a, pair.name_b, f"{pair.name_b} minus {pair.name_a}"), rows)
 

@@ -7,8 +7,10 @@ figure is taken as router + seed + noise, the noise estimated from what the firs
     mean ± t · σ · √(2/n)   with n seeds in common, t of Student at 95 %, cells - routers - seeds + 1 degrees of freedom
 
 For two routers this is the paired t-test. With more it assumes that all are equally noisy; in return two seeds of eight
-routers give 7 degrees of freedom (t = 2.4) in place of 1 (t = 12.7). Each interval stands alone: none is widened for
-the number of comparisons.
+routers give 7 degrees of freedom (t = 2.4) in place of 1 (t = 12.7).
+
+An interval stands alone, as in a table, or it is one of several that shall all hold at once with 95 %, as in a
+sentence about many gates: then each is taken at 1 - 5 %/comparisons (Bonferroni).
 """
 
 from __future__ import annotations
@@ -34,13 +36,13 @@ class Noise:
     deviation: float
     degrees_of_freedom: int
 
-    def margin(self, num_seeds: int) -> float:
-        """Half the width of the interval of a difference; infinite where the noise is unknown."""
+    def margin(self, num_seeds: int, comparisons: int = 1) -> float:
+        """Half the width of the interval of a difference, one of so many; infinite where the noise is unknown."""
         if self.degrees_of_freedom == 0:
             return math.inf
         from scipy.special import stdtrit
 
-        quantile = float(stdtrit(self.degrees_of_freedom, (1 + CONFIDENCE) / 2))
+        quantile = float(stdtrit(self.degrees_of_freedom, 1 - (1 - CONFIDENCE) / comparisons / 2))
         return quantile * self.deviation * math.sqrt(2 / num_seeds)
 
 
@@ -80,7 +82,18 @@ def estimate_noise(values: Mapping[Any, Mapping[Any, float]]) -> Noise:
     return Noise(math.sqrt(left_over @ left_over / max(1, degrees_of_freedom)), degrees_of_freedom)
 
 
-def paired_difference(values: Mapping[int, float], reference: Mapping[int, float], noise: Noise) -> Difference | None:
-    """Compare figures given by seed, on the seeds that both have; None where they share none."""
+def paired_difference(
+    values: Mapping[int, float], reference: Mapping[int, float], noise: Noise, comparisons: int = 1
+) -> Difference | None:
+    """Compare figures given by seed, on the seeds that both have; None where they share none.
+
+    Args:
+        values: of the router.
+        reference: of the other.
+        noise: of one cell.
+        comparisons: of how many this is one, all of which shall hold at once.
+    """
     by_seed = {seed: values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())}
-    return Difference(by_seed, fmean(by_seed.values()), noise.margin(len(by_seed))) if by_seed else None
+    if not by_seed:
+        return None
+    return Difference(by_seed, fmean(by_seed.values()), noise.margin(len(by_seed), comparisons))

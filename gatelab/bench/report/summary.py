@@ -12,8 +12,9 @@ from gatelab.bench.report.words import cell_list, count, interval, listing, numb
 MOST_NAMES = 6  # more would not be read
 FAIR = (
     "Expert width is set so that gate and experts together cost every router the same active FLOPs; for one seed the "
-    "batches and every tensor outside gate and experts start the same. Differences are taken seed by seed, with 95 % "
-    "intervals."
+    "batches and every tensor outside gate and experts start the same. Differences are taken seed by seed. What a "
+    "sentence here calls clear, or the same, holds with 95 % for all its comparisons at once (Bonferroni), so its "
+    "intervals are wider than those in the table, each of which stands alone."
 )
 
 
@@ -33,9 +34,9 @@ def summarise(run: Run) -> Summary:
     return Summary(_headline(run, order), setting(run), findings, _warnings(run))
 
 
-def difference(run: Run, router: str, other: str) -> Difference | None:
-    """Bits per byte of `router` minus those of `other`, seed by seed."""
-    return paired_difference(run.values(router, SCORE), run.values(other, SCORE), run.noise)
+def difference(run: Run, router: str, other: str, comparisons: int = 1) -> Difference | None:
+    """Bits per byte of `router` minus those of `other`, seed by seed; one of so many that shall hold at once."""
+    return paired_difference(run.values(router, SCORE), run.values(other, SCORE), run.noise, comparisons)
 
 
 def ranking(run: Run) -> list[str]:
@@ -77,7 +78,8 @@ def _headline(run: Run, order: list[str]) -> str:
 
 
 def _not_clearly_behind(run: Run, leader: str, others: list[str]) -> list[str]:
-    found = {name: difference(run, name, leader) for name in others}
+    pairs = math.comb(len(others) + 1, 2)  # which gate leads is seen afterwards: any pair might have come up
+    found = {name: difference(run, name, leader, pairs) for name in others}
     return [name for name, d in found.items() if d is None or d.verdict != "worse"]
 
 
@@ -96,7 +98,7 @@ def _noise(run: Run) -> list[tuple[str, str]]:
             "Noise",
             f"One cell scatters by {number(run.noise.deviation)} bits per byte around what its router and its seed "
             f"explain ({count(freedom, 'degree')} of freedom), so with {count(n, 'seed')} a difference below "
-            f"{number(run.noise.margin(n))} is not told from none.",
+            f"{number(run.noise.margin(n))}, looked at alone, is not told from none.",
         )
     ]
 
@@ -104,7 +106,7 @@ def _noise(run: Run) -> list[tuple[str, str]]:
 def _against(run: Run, names: list[str], other: str) -> str:
     groups: dict[str, dict[str, Difference]] = {"better": {}, "same": {}, "open": {}, "worse": {}}
     for name in names:
-        if d := difference(run, name, other):
+        if d := difference(run, name, other, len(names)):
             groups[d.verdict][name] = d
     phrases = {
         "better": "clearly better",
@@ -170,7 +172,7 @@ def _cost(run: Run) -> list[tuple[str, str]]:
 def router_share(run: Run, router: str) -> float:
     """The gates' part of the model's forward FLOPs."""
     flops = run.routers[router]["flops_per_token"]
-    return flops["router"] / flops["total"]
+    return flops["router"] / flops["total"] if flops["total"] else math.nan
 
 
 def _warnings(run: Run) -> list[str]:
@@ -206,7 +208,7 @@ def _against_random(run: Run) -> list[str]:
     """Learning where to send a token must pay, or something is wrong."""
     if "random" not in run.routers:
         return ["random was not in this run, so nothing here shows that routing was learned."]
-    differences = {name: difference(run, name, "random") for name in run.learned}
+    differences = {name: difference(run, name, "random", len(run.learned)) for name in run.learned}
     failed = {name: d for name, d in differences.items() if d is not None and d.verdict != "better"}
     if not failed:
         return []
@@ -218,7 +220,7 @@ def _beaten(run: Run) -> list[str]:
     order = ranking(run)
     found = []
     for name in run.baselines:
-        d = difference(run, order[0], name) if order else None
+        d = difference(run, order[0], name, len(order) * len(run.baselines)) if order else None
         if d and d.verdict == "worse":
             found.append(
                 f"{name}, a baseline, is clearly better than the best learned gate ({interval(d)} for {order[0]})."

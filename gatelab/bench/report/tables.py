@@ -59,6 +59,8 @@ def _remark(run: Run, name: str) -> str:
     """Seeds that are missing, and the figure that must not be ranked."""
     known, leaky = len(run.values(name, SCORE)), run.mean(name, LEAKY)
     found = [f"{known} of {len(run.seeds)} seeds"] if known < len(run.seeds) else []
+    if name in run.unscored:
+        found = ["not scored: no causal form"]
     return ", ".join(found + ([f"leaky: {number(leaky)}"] if math.isfinite(leaky) else []))
 
 

@@ -82,8 +82,9 @@ def distance(run: Run) -> Drawing | None:
     return Drawing(
         "difference",
         f"Difference from {reference}",
-        f"Paired by seed ({count(len(run.seeds), 'seed')}): circles are seeds, lines 95 % intervals (an arrowhead: it "
-        f"goes on), the grey band ±{SAME_WITHIN:g}. Where a line crosses zero these seeds do not tell the two apart.",
+        f"Paired by seed ({count(len(run.seeds), 'seed')}): circles are seeds, lines 95 % intervals, each by "
+        f"itself (an arrowhead: it goes on), the grey band ±{SAME_WITHIN:g}. Where a line crosses zero these "
+        "seeds do not tell the two apart.",
         f"Paired differences in bits per byte from {reference}: {said}.",
         figure,
     )
