@@ -47,7 +47,7 @@ test-triton: $(TRITONS:%=.venv/triton-%/ready)
 # On a machine with an NVIDIA GPU: its tests, then its tables, into runs/gpu. Takes the Python at hand, which has torch
 # with CUDA and Triton, and installs nothing.
 gpu-check:
-	@PYTHONPATH=. $(PYTHON) -m gatelab.bench.speed.gpu_check
+	@PYTHONPATH=. $(PYTHON) gatelab/bench/speed/gpu_check.py
 
 compare: .venv/ready
 	$(BIN)/gatelab compare --out $(OUT)

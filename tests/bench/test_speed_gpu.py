@@ -81,7 +81,7 @@ def test_without_a_gpu():
     result = CliRunner().invoke(speed, ["--device", "cuda:99"])
     assert isinstance(result.exception, BadInput)
     assert "cuda:99 is not there" in str(result.exception)
-    command = [sys.executable, "-m", "gatelab.bench.speed.gpu_check"]
+    command = [sys.executable, gpu_check.__file__]
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(command, env=hidden, capture_output=True, text=True, check=False)
     assert run.returncode == 2

@@ -1,8 +1,8 @@
 """What `make gpu-check` runs: the tests that need a GPU, then `gatelab speed --device cuda`, into one directory.
 
-    python -m gatelab.bench.speed.gpu_check [DIR]       # default runs/gpu: speed.json and speed.txt
+    PYTHONPATH=. python gatelab/bench/speed/gpu_check.py [DIR]       # default runs/gpu: speed.json and speed.txt
 
-Needs a source checkout, and beside gatelab's own dependencies only what it names when it is missing.
+A file to run, not a module: importing gatelab would need torch before anyone can say that it is missing.
 """
 
 import json
