@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -85,8 +84,8 @@ class CompareConfig:
             raise BadInput(f"--hidden-size {self.hidden_size} must be a multiple of {2 * self.num_heads}")
         if self.attention not in ATTENTION:
             raise BadInput(f"--attention {self.attention} is unknown; choose one of {', '.join(ATTENTION)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise BadInput(f"--learning-rate {self.learning_rate} must be positive and finite")
+        if not 0 < self.learning_rate <= 1:  # Adam moves every weight by about so much in a step
+            raise BadInput(f"--learning-rate {self.learning_rate} must be above 0 and at most 1")
         if abs(self.first_seed) > MOST_SEED:
             raise BadInput(f"--seed {self.first_seed} must lie within ±{MOST_SEED}")
         if self._numbers > MOST_NUMBERS:
