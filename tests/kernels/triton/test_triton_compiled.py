@@ -38,7 +38,9 @@ def test_every_kernel_compiles_and_fits(capability, dtypes, tmp_path):
     launches = json.loads(run.stdout)
     for launch in launches:
         launch["kernel"] = launch["kernel"].removeprefix("gatelab.kernels.triton.")
-        assert launch["local"] == 0, launch  # nothing spills
+        # ptxas shows spills as stack; a pair of registers is no loss.
+        assert launch["local"] == 0, launch
+        assert launch["stack"] <= 8, launch
         assert launch["shared"] <= SHARED[capability], launch
         assert launch["registers"] * launch["warps"] * 32 <= 65536, launch
     assert {launch["kernel"] for launch in launches} == KERNELS
