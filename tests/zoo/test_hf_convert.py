@@ -16,6 +16,7 @@ from gatelab.routers.weight import Scale
 from gatelab.zoo import UnsupportedBlock, from_hf
 from gatelab.zoo.activations import ClampedSwiGLU
 from gatelab.zoo.hf.parts import FixedCapacity, ScaledScore, ZeroedGroupsTopK
+from gatelab.zoo.hf.precision import Rounded
 from gatelab.zoo.hf.read import read
 from gatelab.zoo.hf.wrappers import Between
 
@@ -39,6 +40,7 @@ VARIANTS = [
     ("ernie4_5_moe", "Ernie4_5_MoeSparseMoeBlock", {"moe_num_shared_experts": 0, "moe_norm_min": 0.5}),
     ("ernie4_5_moe", "Ernie4_5_MoeSparseMoeBlock", {"num_experts_per_tok": 8}),  # a bias that only reorders
     ("switch_transformers", "SwitchTransformersSparseMLP", {"expert_capacity": 1, "router_bias": True}),
+    ("switch_transformers", "SwitchTransformersSparseMLP", {"expert_capacity": 64}),
     ("dbrx", "DbrxFFN", {"moe_normalize_expert_weights": 3.0}),
     ("dbrx", "DbrxFFN", {"moe_normalize_expert_weights": None, "ffn_act_fn": {"name": "relu2"}}),
     ("nemotron_h", "NemotronHMoE", {"moe_latent_size": 12}),
@@ -207,6 +209,34 @@ def test_a_gate_in_half_precision_is_told_from_one_in_float32():
         y, routing = from_hf(half)(x)
     assert torch.equal(dense != 0, routing.to_dense() != 0)
     assert torch.allclose(y, wanted, atol=0.03 * float(wanted.abs().max()))
+
+
+def test_a_gate_that_rounds_its_scores_before_it_compares_them_ties_where_the_block_does():
+    # Switch casts its probabilities to the model's dtype: near 1/8, bfloat16 has steps of 1/1024, and many tie.
+    block = tiny_block("switch_transformers", "SwitchTransformersSparseMLP", expert_capacity=64)
+    with torch.no_grad():
+        block.router.classifier.weight.mul_(0.1)
+    moe = from_hf(block.to(torch.bfloat16))
+    assert isinstance(moe.router.activation, Rounded)
+    x = torch.randn(2, 60, 32, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    with torch.no_grad():
+        wanted, dense = recorded(block, x)
+        y, routing = moe(x)
+        exact = (x.float().flatten(0, 1) @ moe.router.score.weight.float().T).argmax(1)
+    assert torch.equal(dense != 0, routing.to_dense() != 0)
+    assert (y - wanted).abs().max() <= 0.03 * wanted.abs().max()
+    assert bool((routing.topk()[1][:, 0] != exact).any())  # without rounding some would go elsewhere
+
+
+def test_a_capacity_that_short_sequences_never_reach_is_kept():
+    block = tiny_block("switch_transformers", "SwitchTransformersSparseMLP", expert_capacity=40)
+    moe = from_hf(block)
+    x = torch.randn(2, 1, 32).expand(-1, 50, -1)
+    with torch.no_grad():
+        wanted, _ = recorded(block, x)
+        y, routing = moe(x)
+    assert int(routing.tokens_per_expert.sum()) == 2 * 40
+    assert torch.allclose(y, wanted, atol=1e-6)
 
 
 def test_a_selection_bias_of_zero_keeps_its_place():

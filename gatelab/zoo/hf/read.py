@@ -91,12 +91,15 @@ def hidden_size(router: nn.Module) -> int:
 
 
 def observe(shadow: Shadow, block: nn.Module) -> tuple[list[Sighting], Evidence]:
-    """Run the copy on hidden states of several sizes, and on some that make every logit low."""
+    """Run the copy on hidden states of several sizes, on some that make every logit low or fill an expert up."""
+    numbers = {**numbers_of(block), **numbers_of(block.get_submodule(shadow.router_name))}
     batches = [shadow.batch(scale) for scale in SCALES]
     for matrix in shadow.routing_tensors.values():
         if matrix.dim() == 2 and matrix.shape[1] == shadow.hidden_size:
             down = -torch.linalg.pinv(matrix.detach().cpu().double()).sum(1).float()
             batches += [shadow.batch(0.3, depth * down) for depth in (15.0, 40.0)]
+    for capacity in (int(number) for name, number in numbers.items() if "capacity" in name and number >= 1):
+        batches.append(shadow.batch()[:, :1].expand(-1, 2 * capacity + 1, -1))  # one token over and over
     batches.append(shadow.batch(EXTREME))
     seen: list[Sighting] = []
 
@@ -111,7 +114,6 @@ def observe(shadow: Shadow, block: nn.Module) -> tuple[list[Sighting], Evidence]
         ruled = [choices(shadow.batch(scale), ruling) for scale in SCALES]
     _check_distinct(torch.cat([batch.ids for batch in (*chosen, *ruled)]))
     tables = {n: t for n, t in shadow.block.state_dict().items() if not t.is_floating_point()}
-    numbers = {**numbers_of(block), **numbers_of(block.get_submodule(shadow.router_name))}
     return seen, Evidence(chosen[:-1], chosen[-1], ruled, {**shadow.routing_tensors, **tables}, numbers)
 
 
