@@ -44,6 +44,16 @@ def test_replay_asks_the_base_for_its_own_weights():
     torch.testing.assert_close(replay.score.weight.grad, expected)
 
 
+def test_replay_puts_recorded_weights_where_they_were(tmp_path):
+    llama4 = gatelab.create_router("llama4", D, E)
+    x = torch.randn(1, 6, D)
+    routing = llama4(x)
+    routing.save(tmp_path / "routing.npz")
+    replay = gatelab.create_router("replay", D, E, routing=tmp_path / "routing.npz")
+    experts = gatelab.Experts(E, D, 8)
+    torch.testing.assert_close(gatelab.MoE(replay, experts)(x)[0], gatelab.MoE(llama4, experts)(x)[0])
+
+
 def test_a_soft_gate_cannot_be_replayed():
     routing = gatelab.create_router("topk-softmax", D, E)(torch.randn(1, 4, D))
     with pytest.raises(ValueError, match="base='soft-moe' selects nothing"):

@@ -53,7 +53,8 @@ def replay(
     if weights == "recorded":
         if options:
             raise ValueError(f"replay has no option {next(iter(options))!r} with weights='recorded'")
-        return Router(score=NoScore(hidden_size, num_experts), select=Replay(recorded))
+        on_input = recorded is not None and recorded.weights_on_input
+        return Router(score=NoScore(hidden_size, num_experts), select=Replay(recorded), weights_on_input=on_input)
     if weights != "recomputed":
         raise ValueError(f"weights={weights!r} is unknown; choose 'recorded' or 'recomputed'")
     router = create_router(base, hidden_size, num_experts, top_k, **options)
