@@ -24,6 +24,7 @@ CALLS: dict[str, Callable[[], Tensor]] = {
     "co_activation_rate": lambda: m.co_activation_rate(COUNTS[:, :2]),
     "coefficient_of_variation": lambda: m.coefficient_of_variation(COUNTS),
     "count_by_label": lambda: m.count_by_label(LABELS, IDS, num_labels=2, num_experts=4, token_mask=MASK).assignments,
+    "coverage": lambda: m.coverage(COUNTS),
     "dead_experts": lambda: m.dead_experts(COUNTS, threshold=0.1),
     "domain_specialization": lambda: m.domain_specialization(COUNTS, TOKENS),
     "drop_rate": lambda: m.drop_rate(COUNTS, COUNTS),

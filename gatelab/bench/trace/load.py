@@ -27,13 +27,15 @@ def quiet() -> Iterator[list[str]]:
     listener = logging.Handler(logging.WARNING)
     listener.emit = lambda record: said.append(record.getMessage())
     logger, bar = theirs.get_logger(), theirs.is_progress_bar_enabled()
-    handlers, propagate = logger.handlers[:], logger.propagate
+    handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
     logger.handlers, logger.propagate = [listener], False
+    logger.setLevel(logging.WARNING)  # somebody may have asked it for errors alone
     theirs.disable_progress_bar()
     try:
         yield said
     finally:
         logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
         if bar:
             theirs.enable_progress_bar()
 
