@@ -4,7 +4,8 @@
 
 Stream: logits z = N(0, 1) + offset_e, offsets N(0, 1) drawn once; E = 16, K = 2, a fresh batch of T = 4096 per update.
 The gates are the recipes, with the identity for a score. MaxVio = max_e n_e/n̄ − 1.
-Drawn: medians over windows that grow with the updates. Printed: MaxVio after some numbers of updates.
+Drawn: medians over windows that grow with the updates, and when the loss-free bias is first below 0.1. Printed: MaxVio
+after some numbers of updates.
 """
 
 import statistics
@@ -23,6 +24,7 @@ GATES = {  # label, colour (Okabe and Ito's, which the colour-blind can tell apa
     "balanced-assignment": ("exact assignment (BASE)", "#000000", "-"),
     "sinkhorn": ("Sinkhorn", "#CC79A7", ":"),
 }
+BALANCED = 0.1
 FLOOR = 1e-3  # where 0 is drawn on a logarithmic axis
 SHOWN = (0, 1, 2, 3, 4, 5, 20, 100, 200, 300, 500, 1000)
 
@@ -85,10 +87,16 @@ def main(updates: int = 1000) -> None:
         curves = run(name, updates if name == "loss-free" else 100)
         for ax, values in zip(axes, curves, strict=True):
             ax.plot(*smooth(values), dashes, color=color, label=label, linewidth=1.8)
+            if name == "loss-free":
+                first = next(n for n, value in enumerate(values) if value < BALANCED)
+                ax.plot(first + 1, BALANCED, "o", color=color)
+                ax.annotate(f"{first} updates", (first + 1, BALANCED), (0, 10), textcoords="offset points")
+                print(f"{name} is first below {BALANCED} after {first} updates")
         for where, values in zip(("training", "evaluation"), curves, strict=True):
             print(f"{name:20s} {where:10s}", *(f"{n}: {values[n]:.3f}" for n in SHOWN if n < len(values)))
     for ax, title in zip(axes, ("in training: the batch itself", "in evaluation: the next batch"), strict=True):
         ax.set(title=title, ylabel="MaxVio", xscale="log", yscale="log")
+        ax.axhline(BALANCED, color="#999999", linewidth=0.8)
     axes[1].set_xlabel("updates + 1")
     axes[1].legend(frameon=False, fontsize=9, loc="lower left")
     figure.savefig(Path(__file__).with_suffix(".svg"), metadata={"Date": None})
