@@ -56,7 +56,7 @@ def train_with_trainer() -> TinyModel:
             dataloader_pin_memory=False,
             train_sampling_strategy="sequential",
         )
-        Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None)).train()  # type: ignore[arg-type]
+        Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None)).train()
     return model.model
 
 

@@ -72,6 +72,15 @@ def _from_environment() -> str | None:
     return _checked(name, "GATELAB_BACKEND") if name else None
 
 
+def load(device_type: str) -> None:
+    """Import the backend in force for tensors of `device_type`, whether or not it runs there yet.
+
+    Raises:
+        ImportError: it needs a package that is not installed.
+    """
+    _load(backend_for(device_type))
+
+
 def implementation(primitive: str, device_type: str) -> Callable:
     """The function that computes `primitive` (its name, e.g. `"expert_mlp"`) on tensors of `device_type`.
 

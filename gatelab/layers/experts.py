@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gatelab import kernels
 from gatelab.kernels.activations import resolve_activation
-from gatelab.kernels.backend import implementation
+from gatelab.kernels.backend import load
 from gatelab.layers.zero_computation import ZeroComputation
 from gatelab.routers.routing import Routing
 from gatelab.routers.soft_routing import SoftRouting
@@ -66,8 +66,8 @@ class Experts(nn.Module):
         kinds = tuple(zero_computation)
         self.zero_computation = ZeroComputation(kinds, hidden_size) if kinds else None
         self.reset_parameters()
-        # Loads the kernel now: a FLOP counter of torch knows only the formulas that were there when it was made.
-        implementation("expert_mlp", self.down_proj.device.type)
+        # Now, because a FLOP counter of torch knows only the formulas that were there when it was made.
+        load(self.down_proj.device.type)
 
     def reset_parameters(self) -> None:
         """Uniform within 1/√fan-in, each expert as an `nn.Linear` would be; biases 0."""

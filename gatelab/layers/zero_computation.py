@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gatelab.routers.router import ZERO_COMPUTATION
 from gatelab.routers.routing import Routing
-
-KINDS = ("identity", "zero", "constant")
 
 
 class ZeroComputation(nn.Module):
@@ -36,8 +35,8 @@ class ZeroComputation(nn.Module):
     def __init__(self, kinds: tuple[str, ...], hidden_size: int) -> None:
         super().__init__()
         for kind in kinds:
-            if kind not in KINDS:
-                raise ValueError(f"zero_computation holds {kind!r}; choose from {', '.join(KINDS)}")
+            if kind not in ZERO_COMPUTATION:
+                raise ValueError(f"zero_computation holds {kind!r}; choose from {', '.join(ZERO_COMPUTATION)}")
         self.kinds = kinds
         C = kinds.count("constant")
         self.vectors = nn.Parameter(torch.empty(C, hidden_size))
@@ -77,4 +76,4 @@ class ZeroComputation(nn.Module):
         return y_TD.to(x_TD.dtype)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{self.kinds.count(kind)} {kind}" for kind in KINDS if kind in self.kinds)
+        return ", ".join(f"{self.kinds.count(kind)} {kind}" for kind in ZERO_COMPUTATION if kind in self.kinds)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from gatelab.routers import activation as activations
 from gatelab.routers import balance, select, weight
+from gatelab.routers.context import wrapped
 from gatelab.routers.score.none import NoScore
 
 if TYPE_CHECKING:
@@ -36,16 +37,8 @@ def check_compatible(router: Router) -> None:
             raise ValueError(reason)
 
 
-def _selects(router: Router) -> list[Any]:
-    """The selection and what it wraps, outermost first."""
-    chain = [router.select]
-    while (inner := getattr(chain[-1], "select", None) or getattr(chain[-1], "capacity", None)) is not None:
-        chain.append(inner)
-    return chain
-
-
 def _has(router: Router, kinds: Any) -> Any:
-    return next((part for part in _selects(router) if isinstance(part, kinds)), None)
+    return next((part for part in wrapped(router.select) if isinstance(part, kinds)), None)
 
 
 def _activation(router: Router) -> Any:

@@ -100,9 +100,15 @@ class Selection:
     max_assignments: int | None = None
 
 
+def wrapped(select: Any) -> list[Any]:
+    """The selection and what it wraps, outermost first."""
+    chain = [select]
+    while (inner := getattr(chain[-1], "select", None) or getattr(chain[-1], "capacity", None)) is not None:
+        chain.append(inner)
+    return chain
+
+
 def gates_at(select: Any, ids_TJ: Tensor, scores_TE: Tensor, ctx: Context) -> Tensor | None:
     """(T, J) weights of ids that were given, of a select that makes its own (`gates_at`), wrapped or not; else None."""
-    while (inner := getattr(select, "select", None) or getattr(select, "capacity", None)) is not None:
-        select = inner
-    own = getattr(select, "gates_at", None)
+    own = getattr(wrapped(select)[-1], "gates_at", None)
     return None if own is None else own(ids_TJ, scores_TE, ctx)

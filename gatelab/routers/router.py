@@ -18,6 +18,7 @@ from gatelab.routers.inputs import check_finite, check_forced, rows, to_context
 from gatelab.routers.routing import Routing, Summary, count_experts
 
 FORWARDS_BEFORE_WARNING = 100
+ZERO_COMPUTATION = ("identity", "zero", "constant")
 
 
 class Listener(Protocol):
@@ -81,8 +82,8 @@ class Router(nn.Module):
         self.balance = cast("Sequence[Balance]", nn.ModuleList(balance))
         self.select_on, self.gate_dtype, self.weights_on_input = select_on, gate_dtype, weights_on_input
         self.zero_computation: tuple[str, ...] = tuple(zero_computation)
-        if unknown := set(self.zero_computation) - {"identity", "zero", "constant"}:
-            raise ValueError(f"zero_computation holds {min(unknown)!r}; choose among identity, zero, constant")
+        if unknown := set(self.zero_computation) - set(ZERO_COMPUTATION):
+            raise ValueError(f"zero_computation holds {min(unknown)!r}; choose among {', '.join(ZERO_COMPUTATION)}")
         self.listeners: tuple[Listener, ...] = ()
         self._forwards_since_update = 0
         check_compatible(self)

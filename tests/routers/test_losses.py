@@ -171,7 +171,10 @@ def test_losses_of_one_name_add_up():
 
 def test_dropped_assignments_count_as_requested():
     keep = torch.tensor([[True], [False], [False], [True]])
-    dropping = lambda scores, ctx: Selection(scores.topk(1).indices, keep=keep)  # noqa: E731
+
+    def dropping(scores, ctx):
+        return Selection(scores.topk(1).indices, keep=keep)
+
     assert losses_of(GATES, dropping, SwitchLoss(1.0)) == losses_of(GATES, TopK(1), SwitchLoss(1.0))
 
 

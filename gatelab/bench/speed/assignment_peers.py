@@ -18,6 +18,7 @@ def peers(T: int, k: int, exact: bool = True) -> dict[str, Callable[[Tensor, int
     if k == 1 and T <= 4096:
         found["SciPy linear_sum_assignment"] = linear_sum_assignment
     try:
+        # Whether it is there; it has no types.
         import ot  # noqa: F401  # pyright: ignore[reportMissingImports]
 
         if k == 1:
@@ -25,6 +26,7 @@ def peers(T: int, k: int, exact: bool = True) -> dict[str, Callable[[Tensor, int
     except ImportError:
         pass
     try:
+        # Whether it is there; the type checker's environment may lack it.
         import ortools  # noqa: F401  # pyright: ignore[reportMissingImports]
 
         found["OR-tools min-cost flow"] = min_cost_flow

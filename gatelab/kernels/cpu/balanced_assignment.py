@@ -22,7 +22,7 @@ def balanced_assignment(scores, *, capacity=None, k=1, prices=None, token_mask=N
 @functools.cache
 def _has_numba() -> bool:
     try:
-        import numba  # noqa: F401
+        import numba  # noqa: F401  # whether it loads
     except ImportError as error:
         warnings.warn(
             f"balanced_assignment runs in NumPy, many times slower ({error}); pip install 'gatelab[fast]' compiles it",

@@ -74,6 +74,11 @@ def test_tensors_on_the_cpu_need_the_interpreter():
         assert "TRITON_INTERPRET=1" in line
 
 
+def test_experts_are_built_on_the_cpu_before_they_move():
+    code = "__import__('gatelab').Experts(2, 4, 4)"
+    assert last_lines(code, GATELAB_BACKEND="triton") == ["True"]
+
+
 def test_the_assignment_is_solved_on_the_cpu_all_the_same():
     code = "__import__('gatelab.kernels.backend').kernels.backend.implementation('balanced_assignment', 'cpu')"
     assert last_lines(code, GATELAB_BACKEND="triton") == ["True"]

@@ -57,6 +57,7 @@ class CarryingScore(nn.Module):
         return state_TR if before is None or self.scale is None else state_TR + before.to(state_TR.dtype) * self.scale
 
     def forward(self, ctx: Context) -> Tensor:
+        # A note on the context, which knows no such field: the router below reads it after the call.
         ctx.carried = self.state(ctx)  # type: ignore[attr-defined]
         return self.mlp(ctx.carried)  # type: ignore[attr-defined]
 
