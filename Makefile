@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/compare
+# torch's CUDA build insists on a Triton of its own, its CPU build has none: so constraints.txt cannot name one.
+TRITON := 3.9.0
 
 .PHONY: gpu-check test test-browser test-triton compare lint docs clean
 
@@ -11,6 +13,7 @@ OUT ?= runs/compare
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install --quiet torch -c constraints.txt
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet 'triton==$(TRITON); sys_platform == "linux"'
 	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
 	touch $@
 
