@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gatelab.kernels.cpu._bfloat16 import fused_expert
 from gatelab.kernels.cpu._block_activation import BlockActivation
 from gatelab.kernels.cpu._cores import run
 from gatelab.kernels.cpu._gemm import gather, linear, padded
@@ -65,6 +66,10 @@ def forward(arguments: Arguments, keep_hidden: bool) -> tuple[Tensor, Tensor]:
     hidden[offsets[-1] :].zero_()
 
     pieces = [piece for e, borders in enumerate(pairwise(offsets)) for piece in cut(e, *borders)]
+    sizes = [stop - start for _, start, stop in pieces]
+    if fused := fused_expert(arguments, hidden if keep_hidden else None, rows_ND, max(sizes, default=0)):
+        run(fused, pieces, sizes, arguments.multiply_adds)
+        return sum_by_token(rows_ND, arguments.token_index, x_TD.shape[0]), hidden
     is_reading = offsets[-1] <= _FEW_ROWS * len(pieces)  # weights, most of the time: the cores do that together
     blocks = join(pieces, _BLOCK_ROWS if is_reading else min(_BLOCK_ROWS, offsets[-1] // _BLOCKS))
     sizes = [block[-1].stop - block[0].start for block in blocks]
