@@ -7,7 +7,7 @@ import torch
 from expert_mlp_cases import TOLERANCE, assert_equal, make, y_and_gradients
 from torch import Tensor
 
-from gatelab.kernels.cpu import _bfloat16, _expert_backward, _expert_forward, _memory
+from gatelab.kernels.cpu import _expert_backward, _expert_forward, _fused, _memory
 
 SIZES = [  # T, D, I, E, K
     (3, 32, 32, 4, 1),  # one row per expert or none
@@ -24,7 +24,7 @@ def case(sizes: tuple[int, ...]) -> dict[str, Any]:
 @pytest.fixture(params=[True, False], ids=["fused", "torch"])
 def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if not request.param:
-        monkeypatch.setattr(_bfloat16, "_kernels", lambda: None)
+        monkeypatch.setattr(_fused, "_numba", lambda name: None)
 
 
 @pytest.mark.usefixtures("fused")
@@ -47,7 +47,7 @@ def test_every_entry_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
 
     arguments = case((90, 96, 32, 6, 2))
     expected = y_and_gradients(arguments, "cpu")
-    for module in (_expert_forward, _expert_backward, _memory):
+    for module in (_expert_forward, _expert_backward, _fused, _memory):
         monkeypatch.setattr(module, "empty", poisoned)
     actual = y_and_gradients(arguments, "cpu")
     for name, tensor in expected.items():

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gatelab.kernels.cpu._bfloat16 import fused_expert
 from gatelab.kernels.cpu._block_activation import BlockActivation
 from gatelab.kernels.cpu._cores import run
+from gatelab.kernels.cpu._fused import fused
 from gatelab.kernels.cpu._gemm import gather, linear, padded
 from gatelab.kernels.cpu._memory import Scratch, Scratches, empty
 
@@ -61,15 +61,15 @@ def forward(arguments: Arguments, keep_hidden: bool) -> tuple[Tensor, Tensor]:
     activation = BlockActivation(arguments.activation)
     offsets = arguments.expert_offsets.tolist()
     weights = arguments.weights.to(x_TD.dtype)
-    rows_ND = empty((offsets[-1], x_TD.shape[1]), x_TD.dtype)
     hidden = empty((arguments.token_index.shape[0] if keep_hidden else 0, J), x_TD.dtype)
     hidden[offsets[-1] :].zero_()
 
     pieces = [piece for e, borders in enumerate(pairwise(offsets)) for piece in cut(e, *borders)]
-    sizes = [stop - start for _, start, stop in pieces]
-    if fused := fused_expert(arguments, hidden if keep_hidden else None, rows_ND, max(sizes, default=0)):
-        run(fused, pieces, sizes, arguments.multiply_adds)
-        return sum_by_token(rows_ND, arguments.token_index, x_TD.shape[0]), hidden
+    if kernel := fused(arguments, pieces, hidden if keep_hidden else None):
+        compute, rows_ND = kernel
+        run(compute, pieces, [stop - start for _, start, stop in pieces], arguments.multiply_adds)
+        return sum_by_token(rows_ND, arguments.token_index, x_TD.shape[0]).to(x_TD.dtype), hidden
+    rows_ND = empty((offsets[-1], x_TD.shape[1]), x_TD.dtype)
     is_reading = offsets[-1] <= _FEW_ROWS * len(pieces)  # weights, most of the time: the cores do that together
     blocks = join(pieces, _BLOCK_ROWS if is_reading else min(_BLOCK_ROWS, offsets[-1] // _BLOCKS))
     sizes = [block[-1].stop - block[0].start for block in blocks]

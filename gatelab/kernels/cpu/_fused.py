@@ -1,0 +1,115 @@
+"""Which experts the numba kernels compute, from the tokens to the weighted rows, and with what memory."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gatelab.kernels.cpu._memory import Scratches, empty
+
+if TYPE_CHECKING:
+    from gatelab.kernels.cpu._expert_forward import Arguments, Piece
+
+_FEW_ROWS = 4  # per expert: with more, a product that reorders the weight is faster
+_MODULE = "gatelab.kernels.cpu"
+Work = tuple[Callable[["Piece"], None], Tensor]  # what computes the weighted rows of a piece, and where it writes them
+
+
+def fused(arguments: Arguments, pieces: list[Piece], hidden: Tensor | None) -> Work | None:
+    """What computes the weighted rows of a piece, and `hidden` where one is given, and the rows (N, D), still empty.
+
+    None where no kernel fits: they are made for SwiGLU without biases, weights on the output and contiguous parameters.
+    """
+    is_plain = (
+        arguments.activation == "swiglu"
+        and not arguments.weights_on_input
+        and arguments.up_bias is arguments.down_bias is None
+        and arguments.up_proj.is_contiguous()
+        and arguments.down_proj.is_contiguous()
+    )
+    if not is_plain or not pieces:
+        return None
+    N = pieces[-1].stop
+    if hidden is None and len(pieces) * _FEW_ROWS >= N:
+        return _few_rows(arguments, N)
+    return _blocks(arguments, max(stop - start for _, start, stop in pieces), N, hidden)
+
+
+def _few_rows(arguments: Arguments, N: int) -> Work | None:
+    dtype = arguments.x_TD.dtype
+    if dtype not in (torch.float32, torch.bfloat16) or (module := _numba("_few_rows")) is None:
+        return None
+    kernel = module.swiglu_expert(dtype == torch.bfloat16)
+    x_TD, up_EJD, down_EDI = map(_numbers, (arguments.x_TD, arguments.up_proj, arguments.down_proj))
+    tokens, weights = _numbers(arguments.token_index), _numbers(arguments.weights.float())
+    rows_ND = torch.empty(N, x_TD.shape[1])
+    out_ND = rows_ND.numpy()
+
+    def work(piece: Piece) -> None:
+        e, start, stop = piece
+        kernel(x_TD, tokens[start:stop], up_EJD[e], down_EDI[e], weights[start:stop], out_ND[start:stop])
+
+    return work, rows_ND
+
+
+def _numbers(tensor: Tensor) -> np.ndarray:
+    """NumPy has no bfloat16."""
+    tensor = tensor.detach().contiguous()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _blocks(arguments: Arguments, most_rows: int, N: int, hidden: Tensor | None) -> Work | None:
+    _, D, I = arguments.down_proj.shape
+    fits = arguments.x_TD.dtype == torch.bfloat16 and D % 32 == I % 32 == 0 and _has_bfloat16_products()
+    if not fits or (module := _numba("_bfloat16_blocks")) is None:
+        return None
+    rows_ND = empty((N, D), torch.bfloat16)
+    scratches = Scratches(1, (module.scratch_elements(most_rows, D, I),), torch.bfloat16)
+    x_TD, tokens = arguments.x_TD.contiguous(), arguments.token_index.contiguous()
+    weights = arguments.weights.float().contiguous()
+
+    def work(piece: Piece) -> None:
+        e, start, stop = piece
+        with scratches.lend() as scratch:
+            module.swiglu_expert(
+                x_TD.data_ptr(),
+                tokens[start:].data_ptr(),
+                stop - start,
+                arguments.up_proj[e].data_ptr(),
+                arguments.down_proj[e].data_ptr(),
+                weights[start:].data_ptr(),
+                D,
+                I,
+                0 if hidden is None else hidden[start:].data_ptr(),
+                rows_ND[start:].data_ptr(),
+                scratch.take(1, 1).data_ptr(),
+            )
+
+    return work, rows_ND
+
+
+@functools.cache
+def _numba(name: str) -> Any:
+    """A module of this directory; None without numba."""
+    try:
+        return importlib.import_module(f"{_MODULE}.{name}")
+    except ImportError:
+        return None
+
+
+@functools.cache
+def _has_bfloat16_products() -> bool:
+    """Whether this processor multiplies bfloat16 in vectors and not, as oneDNN does with AMX, in faster tiles."""
+    try:
+        from llvmlite.binding import get_host_cpu_features
+
+        features = get_host_cpu_features()
+    except (ImportError, RuntimeError):  # no numba, or no idea of this processor
+        return False
+    return bool(features.get("avx512bf16")) and not features.get("amx-bf16")
