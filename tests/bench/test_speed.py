@@ -185,6 +185,17 @@ def test_the_command_prints_a_line_per_row(monkeypatch):
     assert json.loads(CliRunner().invoke(command.speed, ["gate", "--json"]).stdout) == {"gate": rows(0, lambda row: 0)}
 
 
+def test_a_late_failure_loses_no_row(monkeypatch):
+    def fails(report):
+        report({"router": "second"})
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(command, "_topics", lambda device: {"gate": lambda: [{"router": "first"}], "layer": fails})
+    result = CliRunner().invoke(command.speed, ["--json"])
+    assert str(result.exception) == "no memory"
+    assert json.loads(result.stdout) == {"gate": [{"router": "first"}], "layer": [{"router": "second"}]}
+
+
 def test_topics_are_found_by_their_run():
     assert command._topics("cpu").keys() == {"assignment", "experts", "gate", "layer", "memory"}
     assert command._topics("cuda").keys() == {"experts", "gate", "layer"}

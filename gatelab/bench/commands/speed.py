@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 import torch
+from rich.progress import Progress
 
 import gatelab.bench.speed as package
 from gatelab.bench.commands.output import json_option, print_json, progress
@@ -46,22 +47,37 @@ def speed(topics: tuple[str, ...], device: str, seed: int, as_json: bool) -> Non
         if topic not in known:
             raise BadInput(f"speed {topic!r} is unknown; choose from {', '.join(known)}")
     results: dict[str, list[dict[str, Any]]] = {}
-    with progress() as bar:
-        for topic in topics or known:
-            task = bar.add_task(topic, total=None)
-            run = known[topic]
-            options = {
-                "device": device,
-                "seed": seed,
-                "report": lambda row, task=task: bar.update(task, advance=1),
-            }
-            accepted = inspect.signature(run).parameters
-            results[topic] = run(**{name: value for name, value in options.items() if name in accepted})
-            bar.update(task, total=len(results[topic]), completed=len(results[topic]))
-    if as_json:
-        print_json(results)
-    else:
-        print(tables(results))
+    try:
+        with progress() as bar:
+            for topic in topics or known:
+                results[topic] = []
+                results[topic] = _measure(known[topic], bar, topic, device, seed, results[topic].append)
+    finally:  # a late failure loses nothing measured before it
+        if as_json:
+            print_json(results)
+        else:
+            print(tables(results))
+
+
+def _measure(
+    run: Callable[..., list[dict[str, Any]]],
+    bar: Progress,
+    topic: str,
+    device: str,
+    seed: int,
+    keep: Callable[[dict[str, Any]], None],
+) -> list[dict[str, Any]]:
+    task = bar.add_task(topic, total=None)
+
+    def report(row: dict[str, Any]) -> None:
+        keep(row)
+        bar.update(task, advance=1)
+
+    options = {"device": device, "seed": seed, "report": report}
+    accepted = inspect.signature(run).parameters
+    rows = run(**{name: value for name, value in options.items() if name in accepted})
+    bar.update(task, total=len(rows), completed=len(rows))
+    return rows
 
 
 def tables(results: dict[str, list[dict[str, Any]]]) -> str:
