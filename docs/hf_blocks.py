@@ -96,8 +96,8 @@ def _attributes(node: ast.ClassDef) -> set[str]:
     """What `__init__` sets on self."""
     inits = [b for b in node.body if isinstance(b, ast.FunctionDef) and b.name == "__init__"]
     targets = (n for init in inits for n in ast.walk(init) if isinstance(n, ast.Attribute))
-    stores = (n for n in targets if isinstance(n.ctx, ast.Store) and isinstance(n.value, ast.Name))
-    return {n.attr for n in stores if n.value.id == "self"}
+    stores = (n for n in targets if isinstance(n.ctx, ast.Store))
+    return {n.attr for n in stores if isinstance(n.value, ast.Name) and n.value.id == "self"}
 
 
 def tiny_block(model: str, name: str, seed: int = 0, **options: Any) -> nn.Module:
@@ -174,7 +174,7 @@ def recipe(moe: MoE) -> str:
     names.insert(1, getattr(router.activation, "__name__", str(router.activation)))
     if router.select_on == "logits" and router.activation.__name__ != "none":
         names[2] += " on logits"
-    experts = moe.experts
+    experts: Any = moe.experts
     while not hasattr(experts, "activation"):
         experts = experts.experts
     extra = [f"{len(router.zero_computation)} {router.zero_computation[0]} experts"] if router.zero_computation else []

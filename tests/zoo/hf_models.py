@@ -52,6 +52,14 @@ OWN: dict[str, dict[str, Any]] = {
     "granitemoe": {"num_local_experts": 8, "num_experts_per_tok": 3},
     "jetmoe": {"num_local_experts": 8, "num_experts_per_tok": 2, "kv_channels": 8},
     "zaya": {"num_experts": 8, "num_experts_per_tok": 1},
+    "doge": {"num_experts": 16, "num_experts_per_tok": 3, "is_moe": True},
+    "inkling_text": {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 2,
+        "swa_head_dim": 8,
+    },
     "gemma4_text": {
         "num_experts": 8,
         "top_k_experts": 3,

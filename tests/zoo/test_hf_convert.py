@@ -16,7 +16,7 @@ from gatelab.routers.weight import Scale
 from gatelab.zoo import UnsupportedBlock, from_hf
 from gatelab.zoo.activations import ClampedSwiGLU
 from gatelab.zoo.hf.parts import FixedCapacity, ScaledScore, ZeroedGroupsTopK
-from gatelab.zoo.hf.precision import Rounded
+from gatelab.zoo.hf.precision import Rounded, RoundedSelect
 from gatelab.zoo.hf.read import read
 from gatelab.zoo.hf.wrappers import Between
 
@@ -228,6 +228,43 @@ def test_a_gate_that_rounds_its_scores_before_it_compares_them_ties_where_the_bl
     assert bool((routing.topk()[1][:, 0] != exact).any())  # without rounding some would go elsewhere
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("model", "name", "options"),
+    [
+        ("mistral4", "Mistral4MoE", {"num_local_experts": 16, "n_group": 4, "topk_group": 2}),  # sums of groups round
+        ("lfm2_moe", "Lfm2MoeSparseMoeBlock", {"num_experts": 24}),  # biased scores do
+    ],
+)
+def test_a_gate_that_compares_in_half_precision_ties_where_the_block_does(model, name, options, dtype):
+    block = tiny_block(model, name, **options)
+    with torch.no_grad():
+        block.gate.weight.mul_(0.1)
+        for bias in block.buffers():
+            bias.mul_(0.1)
+    moe = from_hf(block.to(dtype))
+    assert isinstance(moe.router.select, RoundedSelect)
+    x = 0.3 * torch.randn(2, 64, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+    with torch.no_grad():
+        _, dense = recorded(block, x)
+        ours = moe(x)[1].to_dense()
+        moe.router.select = moe.router.select.select
+        exact = moe(x)[1].to_dense()
+    theirs = padded(dense, ours.shape[1])
+    assert torch.equal(theirs != 0, ours != 0)
+    assert not torch.equal(theirs != 0, exact != 0)  # without rounding some would go elsewhere
+
+
+def test_groups_that_hardly_ever_close_are_read_all_the_same():
+    # 6 of 8 groups of two stay open: the best expert's is among them but for one token in a thousand.
+    options = {"n_routed_experts": 16, "num_local_experts": 16, "n_group": 8, "topk_group": 6, "num_experts_per_tok": 1}
+    moe = from_hf(tiny_block("glm4_moe_lite", "Glm4MoeLiteMoE", seed=6, hidden_size=64, **options))
+    assert isinstance(moe.router.select, GroupLimitedTopK)
+    assert (moe.router.select.num_groups, moe.router.select.keep_groups) == (8, 6)
+    softmax = from_hf(tiny_block("mistral4", "Mistral4MoE", **options))
+    assert (softmax.router.select.num_groups, softmax.router.select.keep_groups) == (8, 6)
+
+
 def test_a_capacity_that_short_sequences_never_reach_is_kept():
     block = tiny_block("switch_transformers", "SwitchTransformersSparseMLP", expert_capacity=40)
     moe = from_hf(block)
@@ -395,5 +432,31 @@ def test_a_block_that_fails_by_itself_is_refused_with_its_own_error():
     block = tiny_block("longcat_flash", "LongcatFlashMoE", num_experts_per_tok=1)
     with pytest.raises(ValueError, match="not enough values"):
         block(torch.randn(2, 3, 32))
-    with pytest.raises(UnsupportedBlock, match="random hidden states fails with ValueError: not enough values"):
+    with pytest.raises(UnsupportedBlock, match="random hidden states fails with ValueError: not enough val") as refused:
+        from_hf(block)
+    assert type(refused.value.__cause__) is ValueError
+    # In a model too, with the place.
+    with pytest.raises(
+        UnsupportedBlock, match="0: LongcatFlashMoE cannot be converted: running it on random"
+    ) as refused:
+        from_hf(nn.ModuleList([block]))
+    assert type(refused.value.__cause__) is ValueError
+
+
+def test_a_mistake_of_ours_is_told_from_a_block_that_is_not_understood(monkeypatch):
+    block = tiny_block("mixtral", "MixtralSparseMoeBlock")
+    monkeypatch.setattr("gatelab.zoo.hf.read.find_gate", lambda evidence: {}["gate"])
+    with pytest.raises(UnsupportedBlock, match="gatelab itself failed on it with KeyError: 'gate'") as refused:
+        from_hf(block)
+    assert type(refused.value.__cause__) is KeyError
+
+
+def test_too_little_memory_says_nothing_about_a_block():
+    block = tiny_block("mixtral", "MixtralSparseMoeBlock")
+
+    def forward(*_: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    block.experts.forward = forward
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
         from_hf(block)

@@ -10,7 +10,7 @@ from torch import nn
 
 import gatelab
 from gatelab import MoE
-from gatelab.zoo import UnsupportedBlock, from_hf, to_hf
+from gatelab.zoo import UnsupportedBlock, from_hf, swap_router, to_hf
 from gatelab.zoo.hf.host import hosted
 
 
@@ -36,7 +36,7 @@ def test_logits_stay_also_with_padding_and_generation_with_a_cache_too(kind):
 
 
 @pytest.mark.parametrize("first", ["recorded before", "not yet recorded"])
-@pytest.mark.parametrize("kind", ["mixtral", "dbrx", "jetmoe", "gpt_oss", "granitemoe"])
+@pytest.mark.parametrize("kind", ["mixtral", "dbrx", "jetmoe", "gpt_oss", "granitemoe", "doge"])
 def test_router_logits_and_the_balance_loss_on_them_stay(kind, first):
     model, ids = tiny_model(kind), token_ids()
     plain = tiny_model(kind)(input_ids=ids, labels=ids, output_router_logits=True)
@@ -51,6 +51,25 @@ def test_router_logits_and_the_balance_loss_on_them_stay(kind, first):
     assert ours.loss.item() == pytest.approx(plain.loss.item(), rel=1e-5)
     ours.aux_loss.backward()
     assert all(moe.router.score.weight.grad.abs().max() > 0 for moe in hosted(model).values())
+
+
+@pytest.mark.parametrize("kind", ["gemma4_text", "inkling_text", "zaya", "llama4_text", "deepseek_v3"])
+def test_router_logits_stay_whatever_a_model_calls_so(kind):
+    # Gemma 4 hands out probabilities, Inkling the logits of its routed experts without those of the shared ones.
+    model, ids = tiny_model(kind), token_ids()
+    plain = tiny_model(kind)(input_ids=ids, output_router_logits=True).router_logits
+    ours = from_hf(model)(input_ids=ids, output_router_logits=True).router_logits
+    assert len(ours) == len(plain) > 0
+    for new, old in zip(ours, plain, strict=True):
+        assert new.shape == old.shape
+        assert (new - old).abs().max() <= 1e-5
+
+
+def test_a_swapped_gate_without_keys_says_so_where_a_model_takes_its_loss_of_keys():
+    ids, model = token_ids(), swap_router(tiny_model("doge"), "topk-softmax", init="new")
+    assert model(input_ids=ids, labels=ids).loss.isfinite()
+    with pytest.raises(ValueError, match=r"no product keys, of which the model takes its balance loss; leave out"):
+        model(input_ids=ids, labels=ids, output_router_logits=True)
 
 
 def test_an_encoder_and_a_decoder_are_converted_and_drop_out_as_before():

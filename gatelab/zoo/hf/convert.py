@@ -9,7 +9,7 @@ from torch import nn
 
 from gatelab.layers.moe import MoE
 from gatelab.zoo.hf.blocks import find_blocks, is_block
-from gatelab.zoo.hf.errors import NotOneLayer, UnsupportedBlock
+from gatelab.zoo.hf.errors import NO_ROOM, NotOneLayer, UnsupportedBlock, in_a_line
 from gatelab.zoo.hf.host import host, hosted
 from gatelab.zoo.hf.links import fill
 from gatelab.zoo.hf.pair import evaluating
@@ -43,7 +43,8 @@ def from_hf(module: nn.Module) -> nn.Module:
         The `MoE`, or the same `module` with a `MoE` behind every block's name.
 
     Raises:
-        UnsupportedBlock: a block is not understood, or there is none; the message says what, and in a model where.
+        UnsupportedBlock: a block is not understood, or there is none; the message says what, and in a model where. If
+            another exception led to it, the block's own or one of ours, the message says so and it is the `__cause__`.
     """
     if is_block(module):
         return convert(module)[0]
@@ -55,7 +56,7 @@ def from_hf(module: nn.Module) -> nn.Module:
         except NotOneLayer as error:
             passed_by.append(str(error))
         except UnsupportedBlock as error:
-            raise UnsupportedBlock(f"{name}: {error}") from error
+            raise UnsupportedBlock(f"{name}: {error}") from error.__cause__
     if not converted:
         done = hosted(module)
         reason = f"its {len(done)} are converted already" if done else "it holds no experts"
@@ -84,12 +85,14 @@ def convert(block: nn.Module) -> tuple[MoE, Plan]:
             moe = plan.moe.eval()
             fill(moe, block, plan.links)
             _prove(block, moe, plan)
+    except NO_ROOM:
+        raise
     except UnsupportedBlock as error:
-        raise type(error)(f"{type(block).__name__} cannot be converted: {error}") from error
+        raise type(error)(f"{type(block).__name__} cannot be converted: {error}") from error.__cause__
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise UnsupportedBlock(
-            f"{type(block).__name__} cannot be converted: running it on random hidden states fails with {reason}"
+            f"{type(block).__name__} cannot be converted: gatelab itself failed on it with {in_a_line(error)}; "
+            "that is a gap in gatelab, not in the block: please report it with the traceback above"
         ) from error
     return moe.train(block.training), plan
 

@@ -53,12 +53,6 @@ class Evidence:
     def k(self) -> int:
         return self.batches[0].ids.shape[1]
 
-    @property
-    def groups(self) -> tuple[int, int] | None:
-        """(groups, groups kept) if that limits anything."""
-        found = {"topk" in name.replace("_", ""): int(n) for name, n in self.numbers.items() if "group" in name}
-        return (found[False], found[True]) if len(found) == 2 and 1 < found[False] != found[True] else None
-
     def named(self, word: str) -> list[float]:
         """Numbers whose name has the word."""
         return [number for name, number in self.numbers.items() if word in name]
@@ -85,6 +79,12 @@ class Evidence:
 
     def floating(self) -> Iterator[tuple[str, Tensor]]:
         yield from ((name, tensor) for name, tensor in self.tensors.items() if tensor.is_floating_point())
+
+
+def groups_of(numbers: Mapping[str, float]) -> tuple[int, int] | None:
+    """(groups, groups kept) by a block's numbers, if that limits anything."""
+    found = {"topk" in name.replace("_", ""): int(n) for name, n in numbers.items() if "group" in name}
+    return (found[False], found[True]) if len(found) == 2 and 1 < found[False] != found[True] else None
 
 
 @dataclass(frozen=True)
@@ -235,10 +235,11 @@ def _preference(gate: Gate) -> tuple[float, bool]:
 def _selections(E: int, evidence: Evidence) -> Iterator[tuple[nn.Module, list[Link]]]:
     k = evidence.k
     yield TopK(k), []
-    if evidence.groups is not None:
+    groups = groups_of(evidence.numbers)
+    if groups is not None:
         for kind in (GroupLimitedTopK, ZeroedGroupsTopK):
-            yield kind(k, E, *evidence.groups, "two-best"), []
-            yield kind(k, E, *evidence.groups, "max"), []
+            yield kind(k, E, *groups, "two-best"), []
+            yield kind(k, E, *groups, "max"), []
     for capacity in evidence.named("capacity"):
         if any(bool((b.ids < 0).any()) for b in evidence.batches):
             yield FixedCapacity(TopK(k) if k > 1 else ArgMax(), int(capacity)), []

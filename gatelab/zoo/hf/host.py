@@ -52,7 +52,7 @@ class HostedMoE(nn.Module):
             previous=None if self.previous is None else given.get(self.previous),
         )
         for tap in self.taps:
-            self.get_submodule(tap)(routing.router_logits, x.shape[:-1])
+            self.get_submodule(tap)(self.moe.router, x, routing)
         y = y.flatten() if self.flat else y.reshape(-1, self.hidden_size) if self.rows else y
         if self.previous is not None:
             return y, routing  # the caller hands the second on to the next layer, unopened
@@ -85,9 +85,10 @@ class HostedRouter(nn.Module):
         self.tap = tap
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Routing, None]:
-        routing = self.__dict__["experts"].moe.router(hidden_states)
+        router = self.__dict__["experts"].moe.router
+        routing = router(hidden_states)
         if self.tap is not None:
-            self.tap(routing.router_logits, hidden_states.shape[:-1])
+            self.tap(router, hidden_states, routing)
         return routing.router_logits, routing, None
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gatelab.layers.moe import MoE
 from gatelab.routers.routing import Routing
+from gatelab.zoo.hf.errors import running
 from gatelab.zoo.hf.links import dtype_of, holding, tensors
 from gatelab.zoo.hf.plan import Plan
 
@@ -65,7 +66,7 @@ class Pair:
         return x, {self.plan.token_ids: ids}, {"token_ids": ids}
 
     def run_block(self, x: Tensor, kwargs: dict[str, Any], **changed: Tensor) -> Any:
-        with holding(self.block, {**self.theirs, **changed}):
+        with holding(self.block, {**self.theirs, **changed}), running():
             return self.block(x.clone(), **kwargs)
 
     def run_moe(self, x: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Routing]:

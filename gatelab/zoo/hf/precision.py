@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from gatelab.layers.moe import MoE
 from gatelab.routers.activation import Activation
+from gatelab.routers.context import Context, Selection
+from gatelab.routers.guarantees import Guarantees
+from gatelab.routers.router import Router
+from gatelab.routers.select import GroupLimitedTopK, TopK
 from gatelab.zoo.hf.blocks import EXPERTS
 from gatelab.zoo.hf.capture import dense, expert_call, others
 from gatelab.zoo.hf.links import dtype_of
@@ -32,16 +36,45 @@ class Rounded:
         return self.activation(logits_TE).to(self.dtype).to(logits_TE.dtype)
 
 
+class RoundedSelect(nn.Module):
+    """A selection that works in `dtype`: biased scores and sums of a group are rounded too, so that near ones tie.
+
+    Args:
+        select: the selection; it owns no gradient of its gates.
+        dtype: of the scores it is given.
+    """
+
+    def __init__(self, select: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.select, self.dtype = select, dtype
+
+    @property
+    def k(self) -> int | None:
+        """Experts per token."""
+        return getattr(self.select, "k", None)
+
+    def forward(self, scores_TE: Tensor, ctx: Context) -> Selection:
+        return self.select(scores_TE.to(self.dtype), ctx)
+
+    def guarantees(self, training: bool) -> Guarantees:
+        return Guarantees.joint([self.select], training)
+
+    def extra_repr(self) -> str:
+        return f"dtype={self.dtype}"
+
+
 @dataclass(frozen=True)
 class Precision:
-    """The dtype of a gate's logits, and its activation, rounding or not."""
+    """The dtype of a gate's logits; its activation and its selection, rounding or not."""
 
     gate_dtype: torch.dtype
     activation: Activation
+    select: Callable[[Tensor, Context], Selection]
 
     def give(self, moe: MoE) -> None:
         """Let the gate of `moe` work so."""
-        moe.router.gate_dtype, moe.router.activation = self.gate_dtype, self.activation
+        router = moe.router
+        router.gate_dtype, router.activation, router.select = self.gate_dtype, self.activation, self.select
 
 
 def precisions(block: nn.Module, moe: MoE, plan: Plan) -> Sequence[Precision]:
@@ -52,18 +85,22 @@ def precisions(block: nn.Module, moe: MoE, plan: Plan) -> Sequence[Precision]:
         moe: the block as ours, with its numbers.
         plan: what the block was read as.
     """
-    candidates = list(_candidates(moe.router.activation, dtype_of(block)))
+    candidates = list(_candidates(moe.router, dtype_of(block)))
     if len(candidates) == 1 or not plan.compares_experts or EXPERTS not in dict(block.named_children()):
         return candidates
     costs = [sum(pair) for pair in zip(*_costs(block, moe, plan, candidates), strict=True)]
     return [candidates[costs.index(min(costs))]]
 
 
-def _candidates(activation: Activation, dtype: torch.dtype) -> Iterator[Precision]:
+def _candidates(router: Router, dtype: torch.dtype) -> Iterator[Precision]:
+    activation, select = router.activation, router.select
     for gate_dtype in dict.fromkeys((torch.float32, dtype)):
-        yield Precision(gate_dtype, activation)
-        if dtype.itemsize < 4:
-            yield Precision(gate_dtype, Rounded(activation, dtype))
+        yield Precision(gate_dtype, activation, select)
+        if dtype != torch.float32:
+            rounded = torch.float32 if dtype == torch.float64 else dtype
+            yield Precision(gate_dtype, Rounded(activation, rounded), select)
+            if isinstance(select, TopK | GroupLimitedTopK):  # the others compare nothing, or own their gates
+                yield Precision(gate_dtype, Rounded(activation, rounded), RoundedSelect(select, rounded))
 
 
 def _costs(block: nn.Module, moe: MoE, plan: Plan, candidates: Sequence[Precision]) -> Iterator[list[float]]:

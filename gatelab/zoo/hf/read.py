@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -18,13 +18,13 @@ from gatelab.routers.select import HashTable
 from gatelab.zoo.hf.activation import numbers_of
 from gatelab.zoo.hf.blocks import EXPERTS, router_of
 from gatelab.zoo.hf.capture import Choices
-from gatelab.zoo.hf.errors import UnsupportedBlock
+from gatelab.zoo.hf.errors import UnsupportedBlock, running
 from gatelab.zoo.hf.experts import Answers, find_experts
 from gatelab.zoo.hf.families import READERS
-from gatelab.zoo.hf.gate import Evidence, find_gate
+from gatelab.zoo.hf.gate import Evidence, find_gate, groups_of
 from gatelab.zoo.hf.links import Link, module_links
 from gatelab.zoo.hf.plan import Plan
-from gatelab.zoo.hf.shadow import Shadow, Sighting
+from gatelab.zoo.hf.shadow import BATCH, LENGTH, Shadow, Sighting
 from gatelab.zoo.hf.shared import find_shared
 from gatelab.zoo.hf.wiring import Wiring, find_wiring
 from gatelab.zoo.hf.wrappers import Between
@@ -91,13 +91,19 @@ def hidden_size(router: nn.Module) -> int:
 
 
 def observe(shadow: Shadow, block: nn.Module) -> tuple[list[Sighting], Evidence]:
-    """Run the copy on hidden states of several sizes, on some that make every logit low or fill an expert up."""
+    """Run the copy on hidden states of several sizes, and on some that make a gate show what it seldom does.
+
+    Those make every logit low, give the best expert poor neighbours, or fill an expert up.
+    """
     numbers = {**numbers_of(block), **numbers_of(block.get_submodule(shadow.router_name))}
+    groups = groups_of(numbers)
     batches = [shadow.batch(scale) for scale in SCALES]
     for matrix in shadow.routing_tensors.values():
         if matrix.dim() == 2 and matrix.shape[1] == shadow.hidden_size:
-            down = -torch.linalg.pinv(matrix.detach().cpu().double()).sum(1).float()
-            batches += [shadow.batch(0.3, depth * down) for depth in (15.0, 40.0)]
+            back_DE = torch.linalg.pinv(matrix.detach().cpu().double()).float()
+            batches += [shadow.batch(0.3, -depth * back_DE.sum(1)) for depth in (15.0, 40.0)]
+            if groups is not None and len(matrix) % groups[0] == 0:
+                batches += [shadow.batch(0.0, logits @ back_DE.T) for logits in lonely(len(matrix), groups[0])]
     for capacity in (int(number) for name, number in numbers.items() if "capacity" in name and number >= 1):
         batches.append(shadow.batch()[:, :1].expand(-1, 2 * capacity + 1, -1))  # one token over and over
     batches.append(shadow.batch(EXTREME))
@@ -115,6 +121,18 @@ def observe(shadow: Shadow, block: nn.Module) -> tuple[list[Sighting], Evidence]
     _check_distinct(torch.cat([batch.ids for batch in (*chosen, *ruled)]))
     tables = {n: t for n, t in shadow.block.state_dict().items() if not t.is_floating_point()}
     return seen, Evidence(chosen[:-1], chosen[-1], ruled, {**shadow.routing_tensors, **tables}, numbers)
+
+
+def lonely(num_experts: int, num_groups: int) -> Iterator[Tensor]:
+    """(T, E) logits of which each token's best is alone in its group: the others' two best are more together.
+
+    First as exponentials (softmax), then as sigmoids, with a gap between others that biases do not fill.
+    """
+    best_T = torch.arange(BATCH * LENGTH) % num_experts
+    group_E = torch.arange(num_experts) // (num_experts // num_groups)
+    for best, others in ((0.5, 0.0), (6.0, 2.0)):
+        logits_TE = torch.where(group_E == group_E[best_T][:, None], -6.0, others)
+        yield logits_TE.scatter(1, best_T[:, None], best)
 
 
 def _check_distinct(ids_NK: Tensor) -> None:
@@ -144,7 +162,7 @@ def ask(experts: nn.Module, seen: Sighting) -> Answers:
     def native(value: Any) -> Any:
         return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    with torch.no_grad():
+    with torch.no_grad(), running():
         answer = experts(*map(native, seen.args), **{name: native(value) for name, value in seen.kwargs.items()})
     call = seen.experts
     y = call.summed(answer)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gatelab.zoo.hf.capture import ExpertCall, expert_call
+from gatelab.zoo.hf.errors import running
 from gatelab.zoo.hf.links import holding
 
 BATCH, LENGTH = 2, 24  # tokens of a probe: enough to tell every rule apart, cheap beside one real forward
@@ -138,9 +139,9 @@ class Shadow:
             yield ruling
 
     def batch(self, scale: float = 1.0, shift: Tensor | None = None) -> Tensor:
-        """(B, S, D) of normal numbers times `scale`, plus a (D,) shift."""
-        x = torch.randn(BATCH, LENGTH, self.hidden_size, generator=self.generator).to(self.device) * scale
-        return x if shift is None else x + shift.to(self.device)
+        """(B, S, D) of normal numbers times `scale`, plus a shift (D,) or (T, D)."""
+        x = torch.randn(BATCH * LENGTH, self.hidden_size, generator=self.generator).to(self.device) * scale
+        return (x if shift is None else x + shift.to(self.device)).unflatten(0, (BATCH, LENGTH))
 
     def see(self, x: Tensor, kwargs: Mapping[str, Any] | None = None) -> Sighting:
         """Run the copy on a batch."""
@@ -160,7 +161,7 @@ class Shadow:
             if name not in (self.experts_name, self.router_name)
         ]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), running():
                 output = self.block(x.clone(), **(kwargs or {}))
         finally:
             for handle in handles:

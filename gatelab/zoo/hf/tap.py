@@ -7,6 +7,7 @@ hooks that are there already, and returns our logits in the place of the block's
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from gatelab.layers.moe import MoE
+from gatelab.routers.router import Router
+from gatelab.routers.routing import Routing
 from gatelab.zoo.hf.blocks import router_of
 from gatelab.zoo.hf.pair import Pair, evaluating
 from gatelab.zoo.hf.plan import Plan
@@ -21,22 +24,65 @@ from gatelab.zoo.hf.plan import Plan
 SHAPE = (2, 16)
 BLOCK = "block"
 
+View = Callable[[Router, Tensor, Routing], Any]
+
+
+def logits(router: Router, x_TD: Tensor, routing: Routing) -> Tensor:
+    """(T, E), as they are."""
+    return routing.router_logits
+
+
+def scores(router: Router, x_TD: Tensor, routing: Routing) -> Tensor:
+    """(T, E) after the activation, which some models call their logits (Gemma 4)."""
+    return routing.scores
+
+
+class NoKeys:
+    """Where a model looks for keys and its gate, a swapped one, has none: says so to whoever reads it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ValueError(
+            "this gate has no product keys, of which the model takes its balance loss; "
+            "leave output_router_logits off and add the aux_loss of gatelab.record"
+        )
+
+
+def keys(router: Router, x_TD: Tensor, routing: Routing) -> Any:
+    """(2, T, n): what a score of product keys adds up to logits. Made again, as a Routing has no place for it."""
+    score: Any = router.score
+    return score.keys(x_TD.to(router.gate_dtype)).float() if hasattr(score, "keys") else NoKeys()
+
+
+@dataclass(frozen=True)
+class FirstColumns:
+    """(T, n): the logits of the first n experts; the others are columns of ours alone (shared experts of Inkling)."""
+
+    n: int
+
+    def __call__(self, router: Router, x_TD: Tensor, routing: Routing) -> Tensor:
+        return routing.router_logits[:, : self.n]
+
 
 @dataclass(frozen=True)
 class Emit:
-    """Returns logits (T, E) where a module returned its own, in the shape it did.
+    """Returns logits where a module returned its own, in the shape it did.
 
     Attributes:
-        index: in the tuple it returned, or None where it returned the logits alone.
-        dim: of the logits there.
+        view: which tensor that is.
+        index: in the tuple it returned, or None where it returned the tensor alone.
+        by_token: it had the dimensions of the hidden states, not one of T.
     """
 
+    view: View
     index: int | None
-    dim: int
+    by_token: bool
 
-    def __call__(self, logits_TE: Tensor, batch: torch.Size) -> Any:
-        logits = logits_TE.view(*batch, -1) if self.dim > 2 else logits_TE
-        return logits if self.index is None else (*[None] * self.index, logits)
+    def __call__(self, router: Router, hidden_states: Tensor, routing: Routing) -> Any:
+        made = self.view(router, hidden_states.flatten(0, -2), routing)
+        made = made.unflatten(0, hidden_states.shape[:-1]) if self.by_token else made
+        return made if self.index is None else (*[None] * self.index, made)
 
 
 def taps(block: nn.Module, moe: MoE, plan: Plan) -> dict[str, nn.Module]:
@@ -57,20 +103,27 @@ def taps(block: nn.Module, moe: MoE, plan: Plan) -> dict[str, nn.Module]:
             x, theirs, ours = pair.batch(0, 1.0, SHAPE)
             pair.run_block(x, theirs)
             _, routing = pair.run_moe(x, ours)
+            emits = {key: _emit(output, moe.router, x, routing) for key, output in returned.items()}
     finally:
         for handle in handles:
             handle.remove()
-    emits = {key: _emit(output, routing.router_logits) for key, output in returned.items()}
     return {key: _hollow(candidates[key], emit) for key, emit in emits.items() if emit is not None}
 
 
-def _emit(returned: Any, logits_TE: Tensor) -> Emit | None:
+def _emit(returned: Any, router: Router, x: Tensor, routing: Routing) -> Emit | None:
     many = returned if isinstance(returned, tuple) else (returned,)
     for i, tensor in enumerate(many):
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel() == logits_TE.numel():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.dim() < 2:
+            continue
+        views: list[View] = [logits, scores, FirstColumns(tensor.shape[-1])]
+        views += [keys] if hasattr(router.score, "keys") else []
+        for view in views:
+            ours = view(router, x.flatten(0, 1), routing)
             close = 1e-4 if tensor.dtype.itemsize >= 4 else 1e-2
-            if torch.allclose(tensor.reshape(logits_TE.shape).float(), logits_TE.float(), close, close):
-                return Emit(i if isinstance(returned, tuple) else None, tensor.dim())
+            if tensor.numel() == ours.numel() and torch.allclose(
+                tensor.reshape(ours.shape).float(), ours.float(), close, close
+            ):
+                return Emit(view, i if isinstance(returned, tuple) else None, tensor.dim() > ours.dim())
     return None
 
 

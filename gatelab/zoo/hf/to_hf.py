@@ -11,7 +11,7 @@ from gatelab.zoo.hf.blocks import find_blocks, is_block
 from gatelab.zoo.hf.host import hosted
 from gatelab.zoo.hf.links import tensors, write
 from gatelab.zoo.hf.pair import evaluating
-from gatelab.zoo.hf.precision import Rounded
+from gatelab.zoo.hf.precision import Rounded, RoundedSelect
 from gatelab.zoo.hf.read import read
 
 
@@ -72,6 +72,8 @@ def _write(moe: nn.Module, block: nn.Module, name: str) -> None:
 
 def _names(router: Router) -> str:
     """What makes a gate choose; its balance acts in training alone, unless it has tensors, which are compared."""
-    exact = router.activation.activation if isinstance(router.activation, Rounded) else router.activation
-    parts = (router.score, exact, router.select, *router.weight.parts)
+    activation, select = router.activation, router.select
+    activation = activation.activation if isinstance(activation, Rounded) else activation
+    select = select.select if isinstance(select, RoundedSelect) else select
+    parts = (router.score, activation, select, *router.weight.parts)
     return " · ".join(getattr(part, "__name__", type(part).__name__) for part in parts)

@@ -14,6 +14,7 @@ from gatelab.routers.select import TopK
 from gatelab.routers.weight import Renormalize
 from gatelab.zoo.hf.activation import numbers_of
 from gatelab.zoo.hf.blocks import EXPERTS
+from gatelab.zoo.hf.errors import running
 from gatelab.zoo.hf.experts import Answers, find_experts
 from gatelab.zoo.hf.links import same
 from gatelab.zoo.hf.plan import Plan
@@ -56,7 +57,7 @@ def read_normed_gate(block: nn.Module) -> Plan | None:
     gate, experts = block.get_submodule("router"), block.get_submodule(EXPERTS)
     E, D = named["router.proj.weight"].shape
     x = torch.randn(8, D, generator=torch.Generator().manual_seed(0)).to(next(experts.parameters()))
-    with torch.no_grad():
+    with torch.no_grad(), running():
         _, weights, ids = gate(x)
         answers = [Answers(s * x, ids, weights, experts(s * x, ids, weights)) for s in (1.0, 25.0)]
     ours, links, _ = find_experts(experts, f"{EXPERTS}.", block, answers, E)

@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gatelab.layers.experts import Experts
 from gatelab.layers.moe import MoE
@@ -35,8 +36,12 @@ class MixedKeyScore(LinearScore):
         super().__init__(hidden_size, 2 * num_keys)
         self.num_keys, self.num_experts = num_keys, num_keys**2
 
+    def keys(self, hidden_TD: Tensor) -> Tensor:
+        """(2, T, n): a and b."""
+        return F.linear(hidden_TD, self.weight.to(hidden_TD.dtype)).reshape(2, -1, self.num_keys)
+
     def forward(self, ctx: Context) -> Tensor:
-        a_TN, b_TN = super().forward(ctx).reshape(2, -1, self.num_keys)
+        a_TN, b_TN = self.keys(ctx.hidden_TD)
         return (a_TN[:, :, None] + b_TN[:, None, :]).flatten(1)
 
     def guarantees(self, training: bool) -> Guarantees:

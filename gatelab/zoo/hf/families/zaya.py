@@ -17,6 +17,7 @@ from gatelab.routers.routing import Routing
 from gatelab.routers.select import TopK
 from gatelab.zoo.hf.activation import numbers_of
 from gatelab.zoo.hf.blocks import EXPERTS
+from gatelab.zoo.hf.errors import running
 from gatelab.zoo.hf.experts import Answers, find_experts
 from gatelab.zoo.hf.links import module_links, same, tensors
 from gatelab.zoo.hf.plan import Plan
@@ -83,7 +84,7 @@ def read_carrying_gate(block: nn.Module) -> Plan | None:
     x = torch.randn(8, D, generator=torch.Generator().manual_seed(0)).to(next(own.parameters()))
     ids = torch.arange(8, device=x.device)[:, None] % E
     one = torch.ones(8, 1, device=x.device, dtype=x.dtype)
-    with torch.no_grad():
+    with torch.no_grad(), running():
         answers = [Answers(s * x, ids, one, own(s * x, ids, one)) for s in (1.0, 25.0)]
     experts, links, kinds = find_experts(own, f"{EXPERTS}.", block, answers, columns, kinds=("zero",))
     down, mlp = (copy.deepcopy(gate.get_submodule(name)) for name in ("down_proj", "router_mlp"))
