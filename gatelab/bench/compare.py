@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import os
-import platform
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from gatelab.bench.cell import Job
 from gatelab.bench.config import CompareConfig
 from gatelab.bench.describe import describe
 from gatelab.bench.errors import BadInput
+from gatelab.bench.machine import machine
 from gatelab.bench.matching import match
 from gatelab.bench.rundir import opened
 from gatelab.bench.workers import run_cells
@@ -60,7 +59,7 @@ def compare(config: CompareConfig, out: Path, *, text: Path | None = None, on_st
         "kind": "results",
         "schema": files.SCHEMA,
         "gatelab": _version(),
-        "machine": _machine(config),
+        "machine": machine(config.device),
         "config": described,
         "routers": routers,
     }
@@ -114,14 +113,3 @@ def _version() -> str:
     from gatelab import __version__
 
     return __version__
-
-
-def _machine(config: CompareConfig) -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": config.device,
-    }

@@ -2,30 +2,22 @@
 
 import functools
 import importlib.metadata
-import platform
 import subprocess
 from pathlib import Path
 
 import torch
+
+from gatelab.bench.machine import processor
 
 
 @functools.cache
 def provenance() -> dict[str, str]:
     """`machine` (processor and threads), `versions` and `commit` (of a checkout, else "") of this process."""
     return {
-        "machine": f"{_processor()}, {torch.get_num_threads()} threads",
+        "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "versions": ", ".join(f"{name} {_version(name)}" for name in ("gatelab", "torch", "transformers")),
         "commit": _commit(),
     }
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _version(distribution: str) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from os import PathLike
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from gatelab.bench import files
 from gatelab.bench.errors import BadInput
+from gatelab.bench.machine import machine
 from gatelab.bench.seeding import seeded
 from gatelab.bench.trace.config import TraceConfig, check_out, check_texts
 from gatelab.bench.trace.convert import Layer, convert_blocks
@@ -146,15 +145,7 @@ def _provenance(model: Any, model_dir: Path, config: TraceConfig) -> dict[str, A
 
     return {
         "gatelab": __version__,
-        "machine": {
-            "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "device": config.device,
-        },
+        "machine": {**machine(config.device), "transformers": transformers.__version__},
         "config": dataclasses.asdict(config),
         "model": {
             "name": model_dir.resolve().name,
