@@ -17,6 +17,7 @@ from gatelab.kernels.cpu._memory import Scratch, Scratches, empty
 
 _BLOCK_ROWS = 512
 _BLOCKS = 16  # at least, if there are that many experts, so that they balance
+_FUSED_ROWS = 48  # with fewer, reordering a weight takes more than a tenth of the fused kernel's time
 _FEW_ROWS = 1  # per expert
 
 
@@ -64,12 +65,13 @@ def forward(arguments: Arguments, keep_hidden: bool) -> tuple[Tensor, Tensor]:
     hidden = empty((arguments.token_index.shape[0] if keep_hidden else 0, J), x_TD.dtype)
     hidden[offsets[-1] :].zero_()
 
-    pieces = [piece for e, borders in enumerate(pairwise(offsets)) for piece in cut(e, *borders)]
+    pieces = _cut_all(offsets, min(_BLOCK_ROWS, max(_FUSED_ROWS, offsets[-1] // _BLOCKS)))
     if kernel := fused(arguments, pieces, hidden if keep_hidden else None):
         compute, rows_ND = kernel
         run(compute, pieces, [stop - start for _, start, stop in pieces], arguments.multiply_adds)
         return sum_by_token(rows_ND, arguments.token_index, x_TD.shape[0]).to(x_TD.dtype), hidden
     rows_ND = empty((offsets[-1], x_TD.shape[1]), x_TD.dtype)
+    pieces = _cut_all(offsets, _BLOCK_ROWS)
     is_reading = offsets[-1] <= _FEW_ROWS * len(pieces)  # weights, most of the time: the cores do that together
     blocks = join(pieces, _BLOCK_ROWS if is_reading else min(_BLOCK_ROWS, offsets[-1] // _BLOCKS))
     sizes = [block[-1].stop - block[0].start for block in blocks]
@@ -92,9 +94,13 @@ def forward(arguments: Arguments, keep_hidden: bool) -> tuple[Tensor, Tensor]:
     return sum_by_token(rows_ND, arguments.token_index, x_TD.shape[0], None if on_input else weights), hidden
 
 
-def cut(e: int, start: int, stop: int) -> list[Piece]:
-    """Equal pieces of about `_BLOCK_ROWS` rows, which together are the rows `start:stop` of expert e."""
-    count = max(1, round((stop - start) / _BLOCK_ROWS))
+def _cut_all(offsets: list[int], about: int) -> list[Piece]:
+    return [piece for e, borders in enumerate(pairwise(offsets)) for piece in cut(e, *borders, about)]
+
+
+def cut(e: int, start: int, stop: int, about: int = _BLOCK_ROWS) -> list[Piece]:
+    """Equal pieces of about so many rows, which together are the rows `start:stop` of expert e."""
+    count = max(1, round((stop - start) / about))
     borders = [start + i * (stop - start) // count for i in range(count + 1)]
     return [Piece(e, low, high) for low, high in pairwise(borders) if low < high]
 
