@@ -6,7 +6,9 @@ from gatelab.kernels.balanced_assignment import Assignment, balanced_assignment
 from gatelab.kernels.expert_mlp import expert_mlp
 from gatelab.kernels.group_by_expert import group_by_expert
 from gatelab.kernels.local_filter import local_filter
+from gatelab.kernels.router_logits import router_logits
 from gatelab.kernels.sinkhorn import sinkhorn
+from gatelab.kernels.topk import topk
 from gatelab.kernels.topk_gate import TopKGate, topk_gate
 
 __all__ = [
@@ -17,7 +19,9 @@ __all__ = [
     "expert_mlp",
     "group_by_expert",
     "local_filter",
+    "router_logits",
     "sinkhorn",
+    "topk",
     "topk_gate",
     "use",
 ]

@@ -19,7 +19,9 @@ PRIMITIVES = (
     "expert_mlp",
     "group_by_expert",
     "local_filter",
+    "router_logits",
     "sinkhorn",
+    "topk",
     "topk_gate",
 )
 # Every other device has `reference`, CUDA too until `make gpu-check` has passed on a GPU: then add "cuda": "triton".

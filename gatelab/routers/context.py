@@ -17,8 +17,9 @@ class Context:
     """One forward of a gate. The pipeline fills the second half as it goes.
 
     Attributes:
-        hidden: (B, S, D) float32 (or the router's `gate_dtype`), zero at masked tokens.
+        hidden_states: (B, S, D) in the model's dtype, zero at masked tokens; `hidden` is the same in the gate's.
         num_experts: E.
+        dtype: the router's `gate_dtype`; None = that of `hidden_states`.
         training: the router's mode.
         token_mask: (B, S) bool, True = a real token, or None when all are.
         token_ids, labels: (B, S) or None.
@@ -36,8 +37,9 @@ class Context:
         statistics: one dict that every part may write; detached small tensors, for `update`.
     """
 
-    hidden: Tensor
+    hidden_states: Tensor
     num_experts: int
+    dtype: torch.dtype | None = None
     training: bool = True
     token_mask: Tensor | None = None
     token_ids: Tensor | None = None
@@ -54,11 +56,19 @@ class Context:
     requested: Tensor = field(init=False)
     weights: Tensor = field(init=False)
     statistics: dict[str, Tensor] = field(default_factory=dict)
+    _hidden: Tensor | None = field(default=None, init=False, repr=False)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(B, S); T = B · S."""
-        return self.hidden.shape[0], self.hidden.shape[1]
+        return self.hidden_states.shape[0], self.hidden_states.shape[1]
+
+    @property
+    def hidden(self) -> Tensor:
+        """(B, S, D) float32 (or the router's `gate_dtype`), cast when first asked for."""
+        if self._hidden is None:
+            self._hidden = self.hidden_states.to(self.dtype or self.hidden_states.dtype)
+        return self._hidden
 
     @property
     def hidden_TD(self) -> Tensor:
@@ -73,7 +83,7 @@ class Context:
     def rescore(self, hidden: Tensor) -> Tensor:
         """(T, E) raw logits of other hidden states (B, S, D), for noise on the gate's input."""
         assert self.score is not None
-        return self.score(replace(self, hidden=hidden))
+        return self.score(replace(self, hidden_states=hidden))
 
     def mean(self, values_T: Tensor) -> Tensor:
         """Mean over real tokens of (T,) or (T, ...) values; 0 when there is no real token."""
@@ -92,12 +102,19 @@ class Selection:
         keep: (T, J) bool, False = chosen, then dropped; None = all kept.
         gates: (T, J) weights with a gradient of their own (SparseMixer); None = the scores at `ids`.
         max_assignments: a static bound on the number of assignments, when it is below T · J.
+        complete: promises that no id is -1, so that nothing has to be masked.
     """
 
     ids: Tensor
     keep: Tensor | None = None
     gates: Tensor | None = None
     max_assignments: int | None = None
+    complete: bool = False
+
+
+def promises(part: Any, name: str) -> bool:
+    """Whether the part's own class says so: what holds of a score need not hold of one that inherits from it."""
+    return getattr(part, name, False) and name in vars(type(part))
 
 
 def wrapped(select: Any) -> list[Any]:

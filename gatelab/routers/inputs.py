@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ def to_context(
     previous: Routing | None,
     cache: dict[Any, Any] | None,
 ) -> Context:
-    """A `Context` with (B, S, D) hidden states in the gate's dtype, zero where the mask says padding.
+    """A `Context` with (B, S, D) hidden states, zero where the mask says padding.
 
     Raises:
         ValueError: a shape does not fit; the message names the argument.
@@ -33,16 +34,15 @@ def to_context(
         raise ValueError(f"hidden_states has shape {shape}; pass (B, S, D) or (T, D)")
     if router.hidden_size is not None and shape[-1] != router.hidden_size:
         raise ValueError(f"hidden_states has {shape[-1]} features; the router was made for {router.hidden_size}")
-    hidden = hidden_states.to(router.gate_dtype)
-    if hidden.dim() == 2:
-        hidden = hidden[None]
+    hidden = hidden_states[None] if hidden_states.dim() == 2 else hidden_states
     batch = tuple(shape[:-1])
     if token_mask is not None:
         token_mask = _checked_mask(_beside(token_mask, batch, hidden, "token_mask")).to(torch.bool)
         hidden = hidden.masked_fill(~token_mask[..., None], 0)
     return Context(
-        hidden=hidden,
+        hidden_states=hidden,
         num_experts=router.num_experts,
+        dtype=router.gate_dtype,
         training=router.training,
         token_mask=token_mask,
         token_ids=None if token_ids is None else _beside(token_ids, batch, hidden, "token_ids"),
@@ -75,15 +75,19 @@ def rows(ids: Tensor, ctx: Context, argument: str) -> Tensor:
         raise ValueError(f"{argument} is {ids.dtype}; pass integer expert ids")
     if ids.shape[-1] == 0:
         ids = ids.new_full((*ids.shape[:-1], 1), -1)
-    return ids.reshape(T, ids.shape[-1]).to(ctx.hidden.device, torch.int64)
+    return ids.reshape(T, ids.shape[-1]).to(ctx.hidden_states.device, torch.int64)
+
+
+def seems_finite(x: Tensor) -> bool:
+    """Whether a CPU tensor in eager mode has a finite sum. Where it has none, a closer look is worth it; others do."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
+        return True
+    return math.isfinite(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)).item())
 
 
 def check_finite(x: Tensor, argument: str) -> None:
     """Raise ValueError if a CPU tensor in eager mode holds NaN or inf."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
-        return
-    # The sum of finite numbers may overflow, so it only says that a closer look is worth it.
-    if not bool(x.detach().sum().isfinite()) and not bool((finite := x.isfinite()).all()):
+    if not seems_finite(x) and not bool((finite := x.isfinite()).all()):
         bad = int((~finite).any(-1).flatten().to(torch.int64).argmax())
         raise ValueError(
             f"{argument} holds {int((~finite).sum())} NaN or inf, the first at token {bad}; find their source"

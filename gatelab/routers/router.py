@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from gatelab import kernels
 from gatelab.routers.activation import Activation, probabilities, resolve_activation
 from gatelab.routers.balance import Balance
 from gatelab.routers.compatibility import check_compatible
-from gatelab.routers.context import Context, Selection, gates_at
+from gatelab.routers.context import Context, Selection, gates_at, promises
 from gatelab.routers.guarantees import Guarantees
-from gatelab.routers.inputs import check_finite, check_forced, rows, to_context
-from gatelab.routers.routing import Routing, Summary, count_experts
+from gatelab.routers.inputs import check_finite, check_forced, rows, seems_finite, to_context
+from gatelab.routers.routing import Routing, Summary
 
 FORWARDS_BEFORE_WARNING = 100
 ZERO_COMPUTATION = ("identity", "zero", "constant")
@@ -144,8 +146,9 @@ class Router(nn.Module):
                 mode; on a GPU or under torch.compile, where looking would stall, they propagate).
         """
         ctx = to_context(self, hidden_states, token_mask, token_ids, labels, previous, cache)
-        check_finite(ctx.hidden, "hidden_states")
-        with torch.autocast(ctx.hidden.device.type, enabled=False):
+        if not promises(self.score, "shows_nonfinite"):
+            check_finite(ctx.hidden, "hidden_states")
+        with torch.autocast(hidden_states.device.type, enabled=False):
             routing = self._route(ctx, None if forced is None else rows(forced, ctx, "forced"))
         if self.training:
             self._record(routing)
@@ -160,21 +163,29 @@ class Router(nn.Module):
         ctx.probabilities = probabilities(self.activation, ctx.noisy_logits, ctx.scores)
         ctx.selection = selection = self._select(ctx) if forced is None else self._forced(forced, ctx)
         if ctx.mask_T is not None:
-            selection.ids = torch.where(ctx.mask_T[:, None], selection.ids, -1)
-        ctx.requested = count_experts(selection.ids, self.num_experts)
-        valid = selection.ids >= 0
+            selection = replace(selection, ids=torch.where(ctx.mask_T[:, None], selection.ids, -1), complete=False)
+            ctx.selection = selection
+        ids = selection.ids
+        order, expert_offsets = kernels.group_by_expert(ids, self.num_experts)
+        ctx.requested = expert_offsets.diff()
+        valid = ids >= 0
         gates = selection.gates
-        if gates is None:
-            gates = ctx.scores.gather(1, selection.ids.clamp(min=0))
-        gates = torch.where(valid, gates, 0)
-        ctx.weights = torch.where(valid, _in_dtype(self.weight, dtype, gates, valid, ctx), 0)
+        if selection.complete:
+            gates = ctx.scores.gather(1, ids) if gates is None else gates
+            ctx.weights = _in_dtype(self.weight, dtype, gates, valid, ctx)
+        else:
+            gates = ctx.scores.gather(1, ids.clamp(min=0)) if gates is None else gates
+            gates = torch.where(valid, gates, 0)
+            ctx.weights = torch.where(valid, _in_dtype(self.weight, dtype, gates, valid, ctx), 0)
         losses = _in_dtype(self.balance, dtype, "losses", ctx)
-        return Routing.from_topk(
-            selection.ids,
-            ctx.weights,
-            self.num_experts,
-            keep=selection.keep,
-            max_assignments=selection.max_assignments,
+        weights = ctx.weights
+        if selection.keep is not None:
+            order, expert_offsets = kernels.group_by_expert(torch.where(selection.keep, ids, -1), self.num_experts)
+            weights = torch.where(selection.keep, weights, 0)
+        return Routing.from_groups(
+            order if selection.max_assignments is None else order[: selection.max_assignments],
+            expert_offsets,
+            weights,
             token_mask=ctx.mask_T,
             router_logits=ctx.logits,
             scores=ctx.scores,
@@ -186,7 +197,11 @@ class Router(nn.Module):
         )
 
     def _score(self, ctx: Context) -> Tensor:
-        return _in_dtype(self.score, self.gate_dtype, ctx).to(torch.promote_types(self.gate_dtype, torch.float32))
+        logits_TE = _in_dtype(self.score, self.gate_dtype, ctx)
+        # Fewer numbers to look at than the hidden states have.
+        if promises(self.score, "shows_nonfinite") and not seems_finite(logits_TE):
+            check_finite(ctx.hidden, "hidden_states")
+        return logits_TE.to(torch.promote_types(self.gate_dtype, torch.float32))
 
     def _select(self, ctx: Context) -> Selection:
         dtype = ctx.logits.dtype
@@ -279,7 +294,7 @@ class _Chain(nn.Module):
 
 def _in_dtype(part: Any, dtype: torch.dtype, *args: Any) -> Any:
     """Run a part as if its parameters and buffers had `dtype`, whatever the model was moved to."""
-    if isinstance(part, nn.Module):
+    if isinstance(part, nn.Module) and not promises(part, "casts"):
         tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}
         cast = {name: t.to(dtype) for name, t in tensors.items() if t.is_floating_point() and t.dtype != dtype}
         if cast:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -261,7 +261,7 @@ class Routing:
         if topk_ids.shape != topk_weights.shape or topk_ids.dim() != 2:
             shapes = f"{tuple(topk_ids.shape)} and {tuple(topk_weights.shape)}"
             raise ValueError(f"topk_ids and topk_weights have shapes {shapes}; both must be (T, K)")
-        T, K = topk_ids.shape
+        T = topk_ids.shape[0]
         valid = topk_ids >= 0
         if token_mask is not None:
             valid = valid & token_mask[:, None]
@@ -270,14 +270,10 @@ class Routing:
         if keep is not None:
             valid = valid & keep
         order, expert_offsets = kernels.group_by_expert(torch.where(valid, topk_ids, -1), num_experts)
-        if max_assignments is not None:
-            order = order[:max_assignments]
-        routing = cls(
-            token_index=order // max(K, 1),
-            expert_offsets=expert_offsets,
-            weights=torch.where(valid, topk_weights, 0).flatten()[order],
-            choice=order % max(K, 1),
-            num_tokens=T,
+        routing = cls.from_groups(
+            order if max_assignments is None else order[:max_assignments],
+            expert_offsets,
+            torch.where(valid, topk_weights, 0),
             token_mask=token_mask,
             router_logits=topk_weights.new_zeros(T, num_experts) if router_logits is None else router_logits,
             scores=topk_weights if scores is None else scores,
@@ -296,6 +292,26 @@ class Routing:
                 probabilities=rows if probabilities is None else probabilities,
             )
         return routing
+
+    @classmethod
+    def from_groups(cls, order: Tensor, expert_offsets: Tensor, topk_weights: Tensor, **fields: Any) -> Routing:
+        """Build from choices that are sorted by expert.
+
+        Args:
+            order, expert_offsets: what `kernels.group_by_expert` answers for the (T, K) ids; its end may be cut off.
+            topk_weights: (T, K) combine weights, 0 where no expert is.
+            **fields: the other attributes.
+        """
+        T, K = topk_weights.shape
+        token_index = order // max(K, 1)
+        return cls(
+            token_index=token_index,
+            expert_offsets=expert_offsets,
+            weights=topk_weights.flatten()[order],
+            choice=order - token_index * K,  # a remainder takes three times as long
+            num_tokens=T,
+            **fields,
+        )
 
     @classmethod
     def from_mask(cls, mask: Tensor, weights: Tensor, **kwargs) -> Routing:

@@ -20,7 +20,7 @@ from gatelab.routers.weight import Renormalize
 
 def context(scores, B=1, mask=None, training=True) -> Context:
     T, E = scores.shape
-    ctx = Context(hidden=torch.zeros(B, T // B, 2), num_experts=E, training=training, token_mask=mask)
+    ctx = Context(torch.zeros(B, T // B, 2), num_experts=E, training=training, token_mask=mask)
     ctx.logits = ctx.noisy_logits = ctx.scores = ctx.probabilities = scores
     return ctx
 

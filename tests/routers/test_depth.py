@@ -37,7 +37,7 @@ def test_evaluation_is_a_threshold():
 
 def test_the_loss():
     # logits (0, 2) for two tokens, the second taken: (ln 2 + ln(1 + e^-2))/2 = (.693147 + .126928)/2
-    ctx = Context(hidden=torch.zeros(1, 2, 2), num_experts=1)
+    ctx = Context(torch.zeros(1, 2, 2), num_experts=1)
     ctx.logits, ctx.selection = torch.tensor([[0.0], [2.0]]), Selection(torch.tensor([[-1], [0]]))
     expected = (math.log(2) + math.log(1 + math.exp(-2))) / 2
     assert ChosenLoss(0.5).losses(ctx)["chosen"].item() == pytest.approx(0.5 * expected)

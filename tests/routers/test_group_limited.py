@@ -14,7 +14,7 @@ from gatelab.routers.select import GroupLimitedTopK, fit_groups
 
 def chosen(select, scores) -> list[list[int]]:
     scores = torch.as_tensor(scores)
-    ctx = Context(hidden=torch.zeros(1, scores.shape[0], 2), num_experts=scores.shape[1])
+    ctx = Context(torch.zeros(1, scores.shape[0], 2), num_experts=scores.shape[1])
     return select(scores, ctx).ids.tolist()
 
 

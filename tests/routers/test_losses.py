@@ -120,7 +120,7 @@ def test_load():
     # for the others the first, 2
     # P = Φ((0 - 1)/2), Φ((1 - 2)/2), Φ((0 - 2)/2) = Φ(-.5), Φ(-.5), Φ(-1) = .308538, .308538, .158655
     # mean .258577, variance (2 · .049961² + .099922²)/3 = .0049922; over .066862: .074664
-    ctx = Context(hidden=torch.zeros(1, 1, 2), num_experts=3)
+    ctx = Context(torch.zeros(1, 1, 2), num_experts=3)
     ctx.logits, ctx.noisy_logits, ctx.noise_std = (
         torch.tensor([[0.0, 1, 0]]),
         torch.tensor([[2.0, 1, 0]]),

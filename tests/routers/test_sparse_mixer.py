@@ -11,7 +11,7 @@ from gatelab.routers.select import SparseMixer
 
 def pick(scores, k, eps, training):
     scores = torch.as_tensor(scores)
-    ctx = Context(hidden=torch.zeros(1, scores.shape[0], 2), num_experts=scores.shape[1], training=training)
+    ctx = Context(torch.zeros(1, scores.shape[0], 2), num_experts=scores.shape[1], training=training)
     return SparseMixer(k, eps)(scores, ctx)
 
 

@@ -29,7 +29,7 @@ class FilteredScore(nn.Module):
         self.lfa = LocalizedFiltering(score.hidden_size)
 
     def forward(self, ctx: Context) -> Tensor:
-        return self.score(replace(ctx, hidden=self.lfa(ctx.hidden, token_mask=ctx.token_mask, cache=ctx.cache)))
+        return self.score(replace(ctx, hidden_states=self.lfa(ctx.hidden, token_mask=ctx.token_mask, cache=ctx.cache)))
 
     def flops(self, T: int) -> int:
         """The score's and the filter's."""

@@ -6,8 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from gatelab import kernels
 from gatelab.routers.context import Context
 
 
@@ -26,6 +26,9 @@ class LinearScore(nn.Module):
         bias: adds a learned (E,) to the logits.
     """
 
+    casts = True  # its parameters itself, without a copy of the hidden states
+    shows_nonfinite = True  # NaN or inf in a token's hidden state is NaN or inf in all its logits
+
     def __init__(self, hidden_size: int, num_experts: int, bias: bool = False) -> None:
         super().__init__()
         self.hidden_size, self.num_experts = hidden_size, num_experts
@@ -33,7 +36,8 @@ class LinearScore(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_experts)) if bias else None
 
     def forward(self, ctx: Context) -> Tensor:
-        return F.linear(ctx.hidden_TD, self.weight, self.bias)
+        dtype = ctx.dtype or ctx.hidden_states.dtype
+        return kernels.router_logits(ctx.hidden_states.flatten(0, 1), self.weight, self.bias, dtype=dtype)
 
     def flops(self, T: int) -> int:
         """2·T·D·E."""

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gatelab import kernels
 from gatelab.routers.context import Context, Selection
 from gatelab.routers.guarantees import Guarantees
 
@@ -51,7 +52,7 @@ class GroupLimitedTopK(nn.Module):
         best_TM = group_TG.topk(self.keep_groups, dim=-1, sorted=False).indices
         closed_TG = torch.ones_like(group_TG, dtype=torch.bool).scatter(1, best_TM, False)
         open_TE = scores_TGe.masked_fill(closed_TG[:, :, None], -torch.inf).flatten(1)
-        return Selection(open_TE.topk(self.k, dim=-1).indices)
+        return Selection(kernels.topk(open_TE, self.k), complete=True)
 
     def guarantees(self, training: bool) -> Guarantees:
         return Guarantees(experts_per_token=self.k)

@@ -64,6 +64,7 @@ class Recycle(nn.Module):
             selection,
             ids=torch.stack([ids_GS, second_GS], dim=-1).view(-1, 2),
             keep=torch.stack([keep_GS, again_GS], dim=-1).view(-1, 2),
+            complete=False,
         )
 
     def guarantees(self, training: bool) -> Guarantees:

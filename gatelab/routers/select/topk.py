@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from gatelab import kernels
 from gatelab.routers.context import Context, Selection
 from gatelab.routers.guarantees import Guarantees
 
@@ -16,7 +17,7 @@ class TopK(nn.Module):
         self.k = k
 
     def forward(self, scores_TE: Tensor, ctx: Context) -> Selection:
-        return Selection(scores_TE.topk(self.k, dim=-1).indices)
+        return Selection(kernels.topk(scores_TE, self.k), complete=True)
 
     def guarantees(self, training: bool) -> Guarantees:
         return Guarantees(experts_per_token=self.k)

@@ -1,0 +1,27 @@
+"""When Python may look into a tensor's memory, and whether numba is there to do it."""
+
+import functools
+import importlib
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether this is eager work on memory: nothing traces it, counts it or stands for it."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+
+@functools.cache
+def rows_in_numba() -> ModuleType | None:
+    """The compiled loops over tokens; None without numba."""
+    try:
+        return importlib.import_module(f"{__package__}._gate_rows")
+    except ImportError:
+        return None

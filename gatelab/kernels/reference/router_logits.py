@@ -1,0 +1,14 @@
+"""The linear score: the oracle."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def router_logits(
+    hidden_TD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """See `gatelab.kernels.router_logits`."""
+    with torch.autocast(hidden_TD.device.type, enabled=False):
+        bias_E = None if bias_E is None else bias_E.to(dtype)
+        return F.linear(hidden_TD.to(dtype), weight_ED.to(dtype), bias_E)
