@@ -9,7 +9,8 @@ from torch import Tensor
 from gatelab.kernels.cpu._block_activation import BlockActivation
 from gatelab.kernels.cpu._cores import run
 from gatelab.kernels.cpu._expert_forward import Arguments, cut, row, scratches_for, sum_by_token
-from gatelab.kernels.cpu._gemm import gather, linear
+from gatelab.kernels.cpu._fused import fused_gradients
+from gatelab.kernels.cpu._gemm import gather, linear, zero_padding
 from gatelab.kernels.cpu._memory import Scratch, empty
 
 
@@ -38,7 +39,7 @@ def backward(
     grads = [empty(p.shape, p.dtype) if experts_wanted and p is not None else None for p in parameters]
     pieces = [cut(e, *borders) for e, borders in enumerate(pairwise(offsets))]
     scratches = scratches_for(max((stop - start for own in pieces for _, start, stop in own), default=0), arguments)
-    D, I = x_TD.shape[1], arguments.down_proj.shape[2]
+    I, fused = arguments.down_proj.shape[2], fused_gradients(arguments, grad_weights)
 
     def work(e: int) -> None:
         own = [row(grad, e) for grad in grads]
@@ -56,18 +57,22 @@ def backward(
         """Writes what the rows give x and the weights, and returns what they give the parameters of expert e."""
         n, tokens_n, weight_n1 = stop - start, arguments.token_index[start:stop], weights[start:stop, None]
         x_PD, grad_PD, h_nJ = gather(x_TD, tokens_n, scratch), gather(grad_TD, tokens_n, scratch), hidden[start:stop]
-        a_PI, activated_nI = activation.forward(h_nJ, scratch)
-        grad_a_nI = linear(grad_PD, arguments.down_proj[e].t(), out=scratch.take(grad_PD.shape[0], I))[:n]
-        if not on_input:
-            if grad_weights is not None:  # the gradient is grad · down(a), which is (downᵀ grad) · a
-                grad_weights[start:stop] = _row_products(grad_a_nI, a_PI[:n], arguments.weights.dtype)
-                if (bias_D := row(arguments.down_bias, e)) is not None:
-                    grad_weights[start:stop] += _row_products(grad_PD[:n], bias_D, arguments.weights.dtype)
-            grad_a_nI.mul_(weight_n1)
-            a_PI[:n].mul_(weight_n1)
-        grad_h_PJ = activation.backward(grad_a_nI, h_nJ, activated_nI, scratch)
+        grad_a_nI = linear(grad_PD, arguments.down_proj[e].t(), out=scratch)[:n]
+        if fused is None:
+            a_PI, activated_nI = activation.forward(h_nJ, scratch)
+            if not on_input:  # the gradient of a weight is grad · down(a), which is (downᵀ grad) · a
+                if grad_weights is not None:
+                    grad_weights[start:stop] = _row_products(grad_a_nI, a_PI[:n], arguments.weights.dtype)
+                grad_a_nI.mul_(weight_n1)
+                a_PI[:n].mul_(weight_n1)
+            grad_h_PJ = activation.backward(grad_a_nI, h_nJ, activated_nI, scratch)
+        else:
+            a_PI, grad_h_PJ = (zero_padding(scratch.take(grad_PD.shape[0], c), n) for c in (I, h_nJ.shape[1]))
+            fused(grad_a_nI, h_nJ, slice(start, stop), grad_h_PJ, a_PI)
+        if grad_weights is not None and not on_input and (bias_D := row(arguments.down_bias, e)) is not None:
+            grad_weights[start:stop] += _row_products(grad_PD[:n], bias_D, arguments.weights.dtype)
         if grad_rows_ND is not None or (on_input and grad_weights is not None):
-            grad_x_nD = linear(grad_h_PJ, arguments.up_proj[e].t(), out=scratch.take(grad_PD.shape[0], D))[:n]
+            grad_x_nD = linear(grad_h_PJ, arguments.up_proj[e].t(), out=scratch)[:n]
             if on_input:
                 if grad_weights is not None:
                     grad_weights[start:stop] = _row_products(grad_x_nD, x_PD[:n], arguments.weights.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 from gatelab.kernels.cpu._block_activation import BlockActivation
 from gatelab.kernels.cpu._cores import run
 from gatelab.kernels.cpu._fused import fused
-from gatelab.kernels.cpu._gemm import gather, linear, padded
+from gatelab.kernels.cpu._gemm import gather, linear, needs_memory, padded
 from gatelab.kernels.cpu._memory import Scratch, Scratches, empty
 
 _BLOCK_ROWS = 512
@@ -123,15 +123,16 @@ def join(pieces: list[Piece], most_rows: int) -> list[list[Piece]]:
 def scratches_for(most_rows: int, arguments: Arguments) -> Scratches:
     """For either pass: of the same size, what one leaves idle the other recycles."""
     _, D, I = arguments.down_proj.shape
-    return Scratches(padded(most_rows), (D, D, D, I, I, I, arguments.up_proj.shape[1]), arguments.x_TD.dtype)
+    columns = (D, D, I, I, arguments.up_proj.shape[1]) + ((D, I) if needs_memory(arguments.x_TD.dtype) else ())
+    return Scratches(padded(most_rows), columns, arguments.x_TD.dtype)
 
 
 def product(block: list[Piece], x_PA: Tensor, weight_EBA: Tensor, bias_EB: Tensor | None, scratch: Scratch) -> Tensor:
     """(P, B), each row times its expert's weightᵀ + bias."""
-    out_PB = scratch.take(x_PA.shape[0], weight_EBA.shape[1])
     if len(block) == 1:
         e = block[0].e
-        return linear(x_PA, weight_EBA[e], row(bias_EB, e), out_PB)
+        return linear(x_PA, weight_EBA[e], row(bias_EB, e), scratch)
+    out_PB = scratch.take(x_PA.shape[0], weight_EBA.shape[1])
     for e, start, stop in block:
         rows = slice(start - block[0].start, stop - block[0].start)
         out_nB = out_PB[rows]

@@ -12,17 +12,13 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import float32, int64, njit, uint16, void
-from numba.extending import intrinsic
+
+from gatelab.kernels.cpu._emit import compiled, inline
 
 _REASSOCIATED = {"reassoc", "nsz", "contract"}  # sums side by side; NaN and infinity stay what they are
 
 
-def _inline(function: Any) -> Any:
-    """What compiled code calls without the context that the typing function is given."""
-    return intrinsic(function)
-
-
-@_inline
+@inline
 def _float(context: Any, number: Any) -> Any:
     """A number in float32; uint16 is bfloat16."""
 
@@ -78,7 +74,4 @@ def swiglu_expert(is_bfloat16: bool) -> Callable[..., None]:
     number = uint16 if is_bfloat16 else float32
     matrix = number[:, ::1]
     signature = void(matrix, int64[::1], matrix, matrix, float32[::1], float32[:, ::1])
-    try:
-        return njit(signature, nogil=True, cache=True)(_swiglu_expert)
-    except RuntimeError:  # neither the package's directory nor the user's can be written
-        return njit(signature, nogil=True)(_swiglu_expert)
+    return compiled(signature, _swiglu_expert)

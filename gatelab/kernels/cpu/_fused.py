@@ -94,6 +94,41 @@ def _blocks(arguments: Arguments, most_rows: int, N: int, hidden: Tensor | None)
     return work, rows_ND
 
 
+def fused_gradients(
+    arguments: Arguments, grad_weights: Tensor | None
+) -> Callable[[Tensor, Tensor, slice, Tensor, Tensor], None] | None:
+    """From the gradient of the activated rows (n, I) and `hidden` (n, 2·I), at these places of the weights, writes that
+    of `hidden` and the weighted activated rows, and the gradient of the weights where it is wanted.
+
+    None where the kernel does not fit: it is made for SwiGLU, weights on the output and I a multiple of 16.
+    """
+    dtypes = arguments.x_TD.dtype, arguments.weights.dtype
+    fits = (
+        arguments.activation == "swiglu"
+        and not arguments.weights_on_input
+        and arguments.down_proj.shape[2] % 16 == 0
+        and dtypes in ((torch.float32, torch.float32), (torch.bfloat16, torch.float32))
+    )
+    if not fits or (module := _numba("_swiglu_gradients")) is None:
+        return None
+    weights_N = _numbers(arguments.weights)
+    grads_N = np.empty_like(weights_N) if grad_weights is None else grad_weights.numpy()
+
+    def write(grad_nI: Tensor, hidden_nJ: Tensor, places: slice, grad_hidden_nJ: Tensor, weighted_nI: Tensor) -> None:
+        module.swiglu_gradients(
+            grad_nI.dtype == torch.bfloat16,
+            grad_nI.data_ptr(),
+            hidden_nJ.data_ptr(),
+            weights_N[places],
+            grad_nI.shape[1],
+            grads_N[places],
+            grad_hidden_nJ.data_ptr(),
+            weighted_nI.data_ptr(),
+        )
+
+    return write
+
+
 @functools.cache
 def _numba(name: str) -> Any:
     """A module of this directory; None without numba."""

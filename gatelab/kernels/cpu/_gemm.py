@@ -11,7 +11,9 @@ _ONEDNN = platform.machine() in {"x86_64", "AMD64"} and torch.backends.mkldnn.is
 _BFLOAT16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def linear(x_nA: Tensor, weight_BA: Tensor, bias_B: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+def linear(
+    x_nA: Tensor, weight_BA: Tensor, bias_B: Tensor | None = None, out: Tensor | Scratch | None = None
+) -> Tensor:
     """x · weightᵀ + bias, in `out` or, where the library insists on memory of its own, in a new tensor."""
     # torch.mm hands float32 to MKL. On AMD's AVX-512 cores that is half as fast: 98 against 220 GFLOP/s. And a single
     # row of bfloat16 it multiplies by itself, at 60 % of the speed.
@@ -20,9 +22,16 @@ def linear(x_nA: Tensor, weight_BA: Tensor, bias_B: Tensor | None = None, out: T
         if bias_B is not None:
             bias_B = bias_B.contiguous()  # its stride would be ignored
         return torch.ops.mkldnn._linear_pointwise.default(x_nA, weight_BA, bias_B, "none", [], "")
+    if isinstance(out, Scratch):
+        out = out.take(x_nA.shape[0], weight_BA.shape[0])
     if bias_B is None:
         return torch.mm(x_nA, weight_BA.t(), out=out)
     return torch.addmm(bias_B, x_nA, weight_BA.t(), out=out)
+
+
+def needs_memory(dtype: torch.dtype) -> bool:
+    """Whether `linear` writes into what it is given."""
+    return not (dtype == torch.float32 and _ONEDNN)
 
 
 def padded(num_rows: int) -> int:

@@ -1,4 +1,4 @@
-"""SwiGLU in bfloat16 at the sizes that the fused kernel takes where the processor has it: multiples of 32."""
+"""SwiGLU at the sizes that the numba kernels take, multiples of 32: with them, and with torch alone."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import torch
 from expert_mlp_cases import TOLERANCE, assert_equal, make, y_and_gradients
 from torch import Tensor
 
+from gatelab import kernels
 from gatelab.kernels.cpu import _expert_backward, _expert_forward, _fused, _memory
 
 SIZES = [  # T, D, I, E, K
@@ -17,8 +18,8 @@ SIZES = [  # T, D, I, E, K
 ]
 
 
-def case(sizes: tuple[int, ...]) -> dict[str, Any]:
-    return make(*sizes, dtype=torch.bfloat16)
+def case(sizes: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    return make(*sizes, dtype=dtype)
 
 
 @pytest.fixture(params=[True, False], ids=["fused", "torch"])
@@ -28,24 +29,26 @@ def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", SIZES)
-def test_equal_to_float64(sizes: tuple[int, ...]) -> None:
-    arguments = case(sizes)
+def test_equal_to_float64(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    arguments = case(sizes, dtype)
     exact = {
         n: t.detach().double().requires_grad_(t.requires_grad) if t is not None and t.is_floating_point() else t
         for n, t in arguments.items()
     }
     expected = y_and_gradients(exact, "reference")
     actual = {n: t.double() for n, t in y_and_gradients(arguments, "cpu").items()}
-    assert_equal(actual, expected, TOLERANCE[torch.bfloat16])
+    assert_equal(actual, expected, TOLERANCE[dtype])
 
 
 @pytest.mark.usefixtures("fused")
-def test_every_entry_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_entry_is_written(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     def poisoned(shape: Any, dtype: torch.dtype) -> Tensor:
         return torch.full(tuple(shape), float("nan"), dtype=dtype)
 
-    arguments = case((90, 96, 32, 6, 2))
+    arguments = case((90, 96, 32, 6, 2), dtype)
     expected = y_and_gradients(arguments, "cpu")
     for module in (_expert_forward, _expert_backward, _fused, _memory):
         monkeypatch.setattr(module, "empty", poisoned)
@@ -66,16 +69,23 @@ def test_a_row_does_not_depend_on_those_beside_it() -> None:
 
 
 @pytest.mark.usefixtures("fused")
-def test_large_gates() -> None:
-    # silu(g) is g, 0 and −0 where its exponential leaves the range of float32; gate and up projection are the identity
-    arguments = case((6, 32, 32, 2, 1))
-    arguments["expert_offsets"] = torch.tensor([0, 6, 6])
-    arguments["token_index"], arguments["weights"] = torch.arange(6), torch.ones(6)
-    values = torch.tensor([1e3, -1e3, 90.0, -90.0, 300.0, 0.0])
-    eye = torch.eye(32)
-    arguments["x_TD"] = values[:, None].expand(6, 32).bfloat16()
-    arguments["up_proj"] = torch.cat([eye, eye]).expand(2, 64, 32).bfloat16().contiguous()
-    arguments["down_proj"] = eye.expand(2, 32, 32).bfloat16().contiguous().requires_grad_()
-    y = y_and_gradients(arguments, "cpu")["y"]
-    expected = torch.where(values > 0, values.bfloat16().double().square(), 0.0)  # silu(g)·u = g·u = g²
-    torch.testing.assert_close(y.double(), expected[:, None].expand(6, 32), rtol=2**-7, atol=1e-30)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_gates(dtype: torch.dtype) -> None:
+    # gate and up projection are the identity: y = silu(x)·x, which is x² for large x and 0 for large negative x, where
+    # the exponential leaves the range of float32; its slope is 2x and 0, and 0 in 0
+    x = torch.tensor([1e3, -1e3, 90.0, -90.0, 300.0, 0.0]).to(dtype)
+    eye = torch.eye(32, dtype=dtype)
+    arguments = {
+        "x_TD": x[:, None].repeat(1, 32).requires_grad_(),
+        "token_index": torch.arange(6),
+        "expert_offsets": torch.tensor([0, 6]),
+        "weights": torch.ones(6),
+        "up_proj": torch.cat([eye, eye])[None].contiguous(),
+        "down_proj": eye[None].contiguous(),
+    }
+    y = kernels.expert_mlp(**arguments)
+    y.sum().backward()
+    positive = x.double().clamp(min=0)
+    rounding = {torch.float32: 2**-22, torch.bfloat16: 2**-7}[dtype]
+    for actual, expected in ((y.detach(), positive.square()), (arguments["x_TD"].grad, 2 * positive)):
+        torch.testing.assert_close(actual.double(), expected[:, None].expand(6, 32), rtol=rounding, atol=1e-30)
