@@ -294,9 +294,14 @@ class _Chain(nn.Module):
 
 def _in_dtype(part: Any, dtype: torch.dtype, *args: Any) -> Any:
     """Run a part as if its parameters and buffers had `dtype`, whatever the model was moved to."""
-    if isinstance(part, nn.Module) and not promises(part, "casts"):
+    if isinstance(part, nn.Module) and _has_tensors(part) and not promises(part, "casts"):
         tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}
         cast = {name: t.to(dtype) for name, t in tensors.items() if t.is_floating_point() and t.dtype != dtype}
         if cast:
             return torch.func.functional_call(part, cast, args)
     return part(*args)
+
+
+def _has_tensors(module: nn.Module) -> bool:
+    """Whether there may be a parameter or buffer below; to list them takes longer than most parts do."""
+    return bool(module._parameters or module._buffers) or any(map(_has_tensors, module.children()))

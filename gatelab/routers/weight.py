@@ -19,7 +19,9 @@ class Renormalize(nn.Module):
         self.eps = eps
 
     def forward(self, gates_TJ: Tensor, valid_TJ: Tensor, ctx: Context) -> Tensor:
-        total = gates_TJ.sum(dim=-1, keepdim=True) + self.eps
+        total = gates_TJ.sum(dim=-1, keepdim=True)
+        if self.eps:
+            total = total + self.eps
         # Unchosen giants can leave a chosen sum of 0 in float32 (0/0); 1/sum² in the gradient overflows below 1e-19.
         return gates_TJ / total.clamp(min=1e-20)
 

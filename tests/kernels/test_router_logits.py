@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gatelab import kernels
 
-# 2²⁵ multiply-adds and more: what the cpu backend gives to oneDNN.
+# 2²³ multiply-adds or more: what the cpu backend gives to oneDNN.
 T, D, E = 1024, 512, 64
 
 

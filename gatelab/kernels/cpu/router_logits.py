@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from gatelab.kernels.cpu._gemm import _ONEDNN
+from gatelab.kernels.cpu._memory import empty
 from gatelab.kernels.cpu._plain import is_plain
 from gatelab.kernels.reference.router_logits import router_logits as reference
 
 _linear = torch.ops.mkldnn._linear_pointwise.default
-_WORTH_ONEDNN = 1 << 25  # multiply-adds: below, MKL is as fast, and its code is the one that other layers keep in cache
+_WORTH_ONEDNN = 1 << 23  # multiply-adds: below, MKL is as fast, and its code is the one that other layers keep in cache
 
 
 def router_logits(
@@ -31,7 +32,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(a_MK: Tensor, b_NK: Tensor) -> Tensor:
-        return _linear(a_MK.to(torch.float32), b_NK.to(torch.float32), None, "none", [], "")
+        return _linear(_cast(a_MK, torch.float32), _cast(b_NK, torch.float32), None, "none", [], "")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -42,6 +43,15 @@ class _Product(torch.autograd.Function):
         (grad_MN,) = grads
         a_MK, b_NK = ctx.saved_tensors
         a_wanted, b_wanted = ctx.needs_input_grad
-        grad_a_MK = _Product.apply(grad_MN, b_NK.t()).to(a_MK.dtype) if a_wanted else None
-        grad_b_NK = _Product.apply(grad_MN.t(), a_MK.t()).to(b_NK.dtype) if b_wanted else None
+        grad_a_MK = _cast(_Product.apply(grad_MN, b_NK.t()), a_MK.dtype) if a_wanted else None
+        grad_b_NK = _cast(_Product.apply(grad_MN.t(), a_MK.t()), b_NK.dtype) if b_wanted else None
         return grad_a_MK, grad_b_NK
+
+
+def _cast(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """In recycled memory: the first touch of new pages takes longer than the product. A transposed view stays one."""
+    if matrix.dtype == dtype:
+        return matrix
+    if matrix.t().is_contiguous() and not matrix.is_contiguous():
+        return _cast(matrix.t(), dtype).t()
+    return empty(matrix.shape, dtype).copy_(matrix)

@@ -42,9 +42,9 @@ class SwitchLoss(Balance):
 
     def losses(self, ctx: Context) -> dict[str, Tensor]:
         load_GE, mean_GE = load_and_probability(ctx, self.scope, self.process_group)
-        loss_G = ctx.num_experts * (load_GE * mean_GE).sum(1)
+        aligned_G = (load_GE * mean_GE).sum(1)
         name = "switch" if self.scope == "micro-batch" else f"switch-{self.scope}"
-        return {name: self.coefficient * mean_over_sequences(loss_G, ctx)}
+        return {name: self.coefficient * ctx.num_experts * mean_over_sequences(aligned_G, ctx)}
 
     def extra_repr(self) -> str:
         return f"coefficient={self.coefficient}, scope={self.scope!r}"

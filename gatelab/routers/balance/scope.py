@@ -53,7 +53,9 @@ def load_and_probability(ctx: Context, scope: str, process_group: ProcessGroup |
 
 def mean_over_sequences(values_G: Tensor, ctx: Context) -> Tensor:
     """The mean of (G,) values over the rows that hold a real token, 0 if none does."""
-    if values_G.shape[0] == 1 or ctx.token_mask is None:
+    if values_G.shape[0] == 1:
+        return values_G.view(())
+    if ctx.token_mask is None:
         return values_G.sum() / max(values_G.shape[0], 1)
     real_G = ctx.token_mask.any(1)
     return torch.where(real_G, values_G, 0).sum() / real_G.sum().clamp(min=1)
