@@ -39,22 +39,29 @@ def backward(
     grads = [empty(p.shape, p.dtype) if experts_wanted and p is not None else None for p in parameters]
     pieces = [cut(e, *borders) for e, borders in enumerate(pairwise(offsets))]
     scratches = scratches_for(max((stop - start for own in pieces for _, start, stop in own), default=0), arguments)
+    sum_dtype = torch.promote_types(x_TD.dtype, torch.float32)
     I, fused = arguments.down_proj.shape[2], fused_gradients(arguments, grad_weights)
 
     def work(e: int) -> None:
         own = [row(grad, e) for grad in grads]
-        parts = []
+        sums = own
+        if len(pieces[e]) > 1 and sum_dtype != x_TD.dtype:  # so that a sum of many terms is rounded once
+            sums = [None if grad is None else torch.empty(grad.shape, dtype=sum_dtype) for grad in own]
         for piece in pieces[e]:
             with scratches.lend() as scratch:
-                parts.append(block_gradients(*piece, scratch, own if len(pieces[e]) == 1 else [None] * len(grads)))
-        for grad, *terms in zip(own, *parts, strict=True):
-            if grad is not None:
-                _sum(terms, out=grad)
+                block_gradients(*piece, scratch, sums, is_first=piece is pieces[e][0])
+        for grad, total in zip(own, sums, strict=True):
+            if grad is None or total is None:
+                continue
+            if not pieces[e]:
+                grad.zero_()
+            elif total is not grad:
+                grad.copy_(total)
 
     def block_gradients(
-        e: int, start: int, stop: int, scratch: Scratch, out: list[Tensor | None]
-    ) -> list[Tensor | None]:
-        """Writes what the rows give x and the weights, and returns what they give the parameters of expert e."""
+        e: int, start: int, stop: int, scratch: Scratch, sums: list[Tensor | None], is_first: bool
+    ) -> None:
+        """Writes what the rows give x and the weights, and adds what they give the parameters of expert e."""
         n, tokens_n, weight_n1 = stop - start, arguments.token_index[start:stop], weights[start:stop, None]
         x_PD, grad_PD, h_nJ = gather(x_TD, tokens_n, scratch), gather(grad_TD, tokens_n, scratch), hidden[start:stop]
         grad_a_nI = linear(grad_PD, arguments.down_proj[e].t(), out=scratch)[:n]
@@ -69,6 +76,7 @@ def backward(
         else:
             a_PI, grad_h_PJ = (zero_padding(scratch.take(grad_PD.shape[0], c), n) for c in (I, h_nJ.shape[1]))
             fused(grad_a_nI, h_nJ, slice(start, stop), grad_h_PJ, a_PI)
+        del grad_a_nI  # oneDNN's own memory, as below: what a core holds at once adds to the peak
         if grad_weights is not None and not on_input and (bias_D := row(arguments.down_bias, e)) is not None:
             grad_weights[start:stop] += _row_products(grad_PD[:n], bias_D, arguments.weights.dtype)
         if grad_rows_ND is not None or (on_input and grad_weights is not None):
@@ -79,17 +87,18 @@ def backward(
                 grad_x_nD.mul_(weight_n1)
             if grad_rows_ND is not None:
                 grad_rows_ND[start:stop] = grad_x_nD
+            del grad_x_nD
         if not experts_wanted:
-            return [None] * 4
+            return
         if on_input:
             x_PD[:n].mul_(weight_n1)
-        grad_up_bias = None if arguments.up_bias is None else grad_h_PJ.sum(0)
-        grad_down_bias = None
-        if arguments.down_bias is not None:
-            grad_down_bias = (grad_PD[:n] if on_input else grad_PD[:n] * weight_n1).sum(0)
-        grad_up_JD = linear(grad_h_PJ.t(), x_PD.t(), out=out[0])
-        grad_down_DI = linear(grad_PD.t(), a_PI.t(), out=out[1])
-        return [grad_up_JD, grad_down_DI, grad_up_bias, grad_down_bias]
+        up, down, up_bias, down_bias = sums
+        _add_product(up, grad_h_PJ, x_PD, is_first)
+        _add_product(down, grad_PD, a_PI, is_first)
+        if up_bias is not None:
+            _add(up_bias, grad_h_PJ.sum(0), is_first)
+        if down_bias is not None:
+            _add(down_bias, (grad_PD[:n] if on_input else grad_PD[:n] * weight_n1).sum(0), is_first)
 
     run(work, range(len(offsets) - 1), [high - low for low, high in pairwise(offsets)], arguments.multiply_adds)
     grad_x_TD = None
@@ -103,12 +112,14 @@ def _row_products(a_nA: Tensor, b_nA: Tensor, dtype: torch.dtype) -> Tensor:
     return (a_nA * b_nA).sum(1, dtype=dtype)
 
 
-def _sum(terms: list[Tensor], out: Tensor) -> None:
-    """In at least float32, so that a sum of many terms is rounded once."""
-    if not terms:
-        out.zero_()
-    elif terms[0] is not out:
-        total = terms[0] if len(terms) == 1 else terms[0].to(torch.promote_types(out.dtype, torch.float32))
-        for term in terms[1:]:
-            total.add_(term)
-        out.copy_(total)
+def _add_product(total_AB: Tensor | None, x_PA: Tensor, y_PB: Tensor, is_first: bool) -> None:
+    if total_AB is not None:
+        out = total_AB if is_first and total_AB.dtype == x_PA.dtype else None
+        _add(total_AB, linear(x_PA.t(), y_PB.t(), out=out), is_first)
+
+
+def _add(total: Tensor, term: Tensor, is_first: bool) -> None:
+    if is_first and term is not total:
+        total.copy_(term)
+    elif not is_first:
+        total.add_(term)
