@@ -59,7 +59,11 @@ def from_hf(module: nn.Module) -> nn.Module:
             raise UnsupportedBlock(f"{name}: {error}") from error.__cause__
     if not converted:
         done = hosted(module)
-        reason = f"its {len(done)} are converted already" if done else "it holds no experts"
+        reason = (
+            f"its {len(done)} are converted already"
+            if done
+            else "it holds no experts, that is no child `experts` beside a `router` or `gate`"
+        )
         reason = passed_by[0] if passed_by else reason
         raise UnsupportedBlock(f"{type(module).__name__} has no MoE block to convert: {reason}")
     for name, (block, moe, plan) in converted.items():

@@ -22,7 +22,7 @@ from gatelab.zoo.hf.plan import Plan
 from gatelab.zoo.hf.shadow import stubbed
 
 TOKENS = (2, 128)
-SCALES = (0.3, 1.0, 3.0)
+SCALES = (0.03, 0.3, 1.0, 3.0, 30.0)  # the first lets near scores tie, the last lets small ones vanish
 
 
 @dataclass(frozen=True)
@@ -105,21 +105,23 @@ def _candidates(router: Router, dtype: torch.dtype) -> Iterator[Precision]:
 
 def _costs(block: nn.Module, moe: MoE, plan: Plan, candidates: Sequence[Precision]) -> Iterator[list[float]]:
     """Per batch, each candidate's share of tokens with other experts, plus the relative error of its weights."""
-    copied, stub = stubbed(block, EXPERTS, torch.Generator().manual_seed(0))
+    copied, stub = stubbed(block, EXPERTS, plan.x.shape[-1], torch.Generator().manual_seed(0))
     pair = Pair(copied, moe, plan)
     for seed, scale in enumerate(SCALES):
         x, theirs, ours = pair.batch(seed, scale, TOKENS)
         with torch.no_grad():
-            pair.run_block(x, theirs)
-            call = expert_call(x.flatten(0, 1), stub.args, stub.kwargs)
+            _, args, named, _ = stub.watch(lambda x=x, theirs=theirs: pair.run_block(x, theirs), x.flatten(0, 1))
+            call = expert_call(x.flatten(0, 1), args, named)
             wanted = dense(call.ids, call.weights.double(), moe.router.num_experts)
             costs = []
             for candidate in candidates:
                 candidate.give(moe)
                 routing = moe.router(x, **ours)
                 differ = others(call.ids, call.weights, routing).double().mean()
-                # The block may scale after its experts, where our weights have the factor.
+                # The block may scale after its experts, where our weights have the factor. Rounded like the block's, as
+                # that says nothing about what it compared.
                 got = routing.to_dense().double()
-                error = (got * (wanted.sum() / got.sum()) - wanted).abs().sum() / wanted.abs().sum()
+                got = (got * (wanted.sum() / got.sum())).to(call.weights.dtype)
+                error = (got - wanted).abs().sum() / wanted.abs().sum()
                 costs.append(float(differ + error))
         yield costs

@@ -23,6 +23,7 @@ from gatelab.zoo.hf.experts import Answers, find_experts
 from gatelab.zoo.hf.families import READERS
 from gatelab.zoo.hf.gate import Evidence, find_gate, groups_of
 from gatelab.zoo.hf.links import Link, module_links
+from gatelab.zoo.hf.looped import AsOne, is_looped
 from gatelab.zoo.hf.plan import Plan
 from gatelab.zoo.hf.shadow import BATCH, LENGTH, Shadow, Sighting
 from gatelab.zoo.hf.shared import find_shared
@@ -61,7 +62,8 @@ def read_structure(block: nn.Module) -> Plan:
     vectors = {n: t for n, t in shadow.routing_tensors.items() if "." not in n and t.shape == (shadow.hidden_size,)}
     wiring = find_wiring(seen[0], vectors)
     gate = find_gate(evidence.scaled(wiring.factor))
-    answers = [ask(children[EXPERTS], sighting) for sighting in seen[:2]]
+    whole = AsOne(children[EXPERTS].children()) if is_looped(children[EXPERTS]) else children[EXPERTS]
+    answers = [ask(whole, sighting) for sighting in seen[:2]]
     columns = gate.router.num_experts
     experts, expert_links, kinds = find_experts(children[EXPERTS], f"{EXPERTS}.", block, answers, columns)
     finish_router(gate.router, evidence, kinds, weights_on_input=answers[0].weights_on_input)

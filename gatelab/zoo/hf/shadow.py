@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gatelab.zoo.hf.capture import ExpertCall, expert_call
 from gatelab.zoo.hf.errors import running
 from gatelab.zoo.hf.links import holding
+from gatelab.zoo.hf.looped import StubList, Watched, is_looped
 
 BATCH, LENGTH = 2, 24  # tokens of a probe: enough to tell every rule apart, cheap beside one real forward
 
@@ -32,6 +33,15 @@ class Stub(nn.Module):
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
         self.answer: Tensor = torch.empty(0)
+
+    @property
+    def module(self) -> nn.Module:
+        """To put in the place of the experts."""
+        return self
+
+    def watch(self, run: Callable[[], Any], x_TD: Tensor) -> Watched:
+        """Run a block on `x_TD`."""
+        return run(), self.args, self.kwargs, self.answer
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.args, self.kwargs = (hidden_states.detach().clone(), *args), kwargs
@@ -85,10 +95,13 @@ class Sighting:
         return call.given.reshape(T, -1), call.returned.reshape(T, -1)
 
 
-def stubbed(block: nn.Module, experts: str, generator: torch.Generator) -> tuple[nn.Module, Stub]:
+def stubbed(
+    block: nn.Module, experts: str, hidden_size: int, generator: torch.Generator
+) -> tuple[nn.Module, Stub | StubList]:
     """A copy of a block in evaluation mode, with a stub in the place of the child that holds its experts."""
-    stub = Stub(generator)
-    memo: dict[int, Any] = {id(block.get_submodule(experts)): stub}
+    own = block.get_submodule(experts)
+    stub = StubList(own, hidden_size, generator) if is_looped(own) else Stub(generator)
+    memo: dict[int, Any] = {id(own): stub.module}
     return copy.deepcopy(block, memo).eval(), stub
 
 
@@ -105,7 +118,7 @@ class Shadow:
     def __init__(self, block: nn.Module, experts: str, router: str, hidden_size: int) -> None:
         self.generator = torch.Generator().manual_seed(0)
         self.router_name, self.experts_name, self.hidden_size = router, experts, hidden_size
-        copied, self.stub = stubbed(block, experts, self.generator)
+        copied, self.stub = stubbed(block, experts, hidden_size, self.generator)
         self.block = copied.float()
         self.device = next(block.parameters()).device
         with torch.no_grad():
@@ -155,6 +168,10 @@ class Shadow:
 
             return hook
 
+        def run() -> Any:
+            calls.clear()
+            return self.block(x.clone(), **(kwargs or {}))
+
         handles = [
             child.register_forward_hook(note(name), with_kwargs=True)
             for name, child in self.block.named_children()
@@ -162,11 +179,11 @@ class Shadow:
         ]
         try:
             with torch.no_grad(), running():
-                output = self.block(x.clone(), **(kwargs or {}))
+                output, args, named, answer = self.stub.watch(run, x.flatten(0, -2))
         finally:
             for handle in handles:
                 handle.remove()
-        return Sighting(x, output, self.stub.args, self.stub.kwargs, self.stub.answer, calls)
+        return Sighting(x, output, args, named, answer, calls)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

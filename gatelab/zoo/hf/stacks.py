@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from gatelab.zoo.hf.errors import UnsupportedBlock
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -41,10 +43,16 @@ def find_stacks(experts: nn.Module, prefix: str, num_experts: int | None) -> tup
 
     Returns:
         Stacks of matrices, stacks of vectors. What belongs to no expert is in neither.
+
+    Raises:
+        UnsupportedBlock: experts are not of one size.
     """
     named = dict(experts.named_parameters())
     singles = _numbered(named)
     if singles:
+        for names in singles:
+            if any(named[name].shape != named[names[0]].shape for name in names):
+                raise UnsupportedBlock(f"its experts differ in size: {names[0]} is not of the shape of every other")
         stacks = [Stack(tuple(prefix + n for n in names), len(names)) for names in singles]
         by_dim = {stack: named[names[0]].dim() for stack, names in zip(stacks, singles, strict=True)}
     else:
