@@ -37,7 +37,7 @@ def backward(
     grad_weights = torch.zeros_like(arguments.weights) if weights_wanted else None
     parameters = (arguments.up_proj, arguments.down_proj, arguments.up_bias, arguments.down_bias)
     grads = [empty(p.shape, p.dtype) if experts_wanted and p is not None else None for p in parameters]
-    pieces = [cut(e, *borders) for e, borders in enumerate(pairwise(offsets))]
+    pieces = [cut(e, *borders, arguments.block_rows) for e, borders in enumerate(pairwise(offsets))]
     scratches = scratches_for(max((stop - start for own in pieces for _, start, stop in own), default=0), arguments)
     sum_dtype = torch.promote_types(x_TD.dtype, torch.float32)
     I, fused = arguments.down_proj.shape[2], fused_gradients(arguments, grad_weights)

@@ -15,7 +15,7 @@ from gatelab.kernels.cpu._fused import fused
 from gatelab.kernels.cpu._gemm import gather, linear, needs_memory, padded
 from gatelab.kernels.cpu._memory import Scratch, Scratches, empty
 
-_BLOCK_ROWS = 512
+_BLOCK_ROWS, _BLOCK_ROWS_OF_FLOATS = 512, 320
 _BLOCKS = 16  # at least, if there are that many experts, so that they balance
 _FUSED_ROWS = 48  # with fewer, reordering a weight takes more than a tenth of the fused kernel's time
 _FEW_ROWS = 1  # per expert
@@ -35,6 +35,11 @@ class Arguments:
     down_bias: Tensor | None
     activation: str
     weights_on_input: bool
+
+    @property
+    def block_rows(self) -> int:
+        """About so many rows at once: fewer reorder weights more often, more need more memory on each core."""
+        return _BLOCK_ROWS if self.x_TD.itemsize < 4 else _BLOCK_ROWS_OF_FLOATS
 
     @property
     def multiply_adds(self) -> int:
@@ -71,9 +76,10 @@ def forward(arguments: Arguments, keep_hidden: bool) -> tuple[Tensor, Tensor]:
         run(compute, pieces, [stop - start for _, start, stop in pieces], arguments.multiply_adds)
         return sum_by_token(rows_ND, arguments.token_index, x_TD.shape[0]).to(x_TD.dtype), hidden
     rows_ND = empty((offsets[-1], x_TD.shape[1]), x_TD.dtype)
-    pieces = _cut_all(offsets, _BLOCK_ROWS)
+    block_rows = arguments.block_rows
+    pieces = _cut_all(offsets, block_rows)
     is_reading = offsets[-1] <= _FEW_ROWS * len(pieces)  # weights, most of the time: the cores do that together
-    blocks = join(pieces, _BLOCK_ROWS if is_reading else min(_BLOCK_ROWS, offsets[-1] // _BLOCKS))
+    blocks = join(pieces, block_rows if is_reading else min(block_rows, offsets[-1] // _BLOCKS))
     sizes = [block[-1].stop - block[0].start for block in blocks]
     scratches = scratches_for(max(sizes, default=0), arguments)
 
@@ -98,7 +104,7 @@ def _cut_all(offsets: list[int], about: int) -> list[Piece]:
     return [piece for e, borders in enumerate(pairwise(offsets)) for piece in cut(e, *borders, about)]
 
 
-def cut(e: int, start: int, stop: int, about: int = _BLOCK_ROWS) -> list[Piece]:
+def cut(e: int, start: int, stop: int, about: int) -> list[Piece]:
     """Equal pieces of about so many rows, which together are the rows `start:stop` of expert e."""
     count = max(1, round((stop - start) / about))
     borders = [start + i * (stop - start) // count for i in range(count + 1)]
