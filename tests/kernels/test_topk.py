@@ -53,6 +53,17 @@ def test_by_hand_among_many():
     assert torch.equal(kernels.topk(s, 3), torch.tensor([63, 62, 61]).expand(300, 3))
 
 
+def test_zeros_of_either_sign_are_equal_and_nan_of_either_sign_is_greatest():
+    # Distinct negative numbers, and one pair at the edge of what is chosen, at places that change from row to row.
+    s = -1 - torch.rand(300, 64, generator=torch.Generator().manual_seed(0))
+    rows = torch.arange(300)
+    signed = s.clone()
+    signed[rows, rows % 64], signed[rows, (7 * rows + 1) % 64] = -0.0, 0.0
+    assert torch.equal(kernels.topk(signed, 1), signed.topk(1).indices)
+    s[rows, rows % 64] = torch.tensor(torch.nan).neg()  # its sign bit set
+    assert torch.equal(kernels.topk(s, 1)[:, 0], rows % 64)
+
+
 def test_scores_that_need_a_gradient_and_compiled():
     s = scores(300, 64, "distinct").requires_grad_()
     expected = s.topk(6).indices
