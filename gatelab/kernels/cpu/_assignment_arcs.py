@@ -94,6 +94,27 @@ def know_all(scores, members, arcs):
 
 
 @inner
+def know_near(near, arcs, prices, window):
+    """Find the moves that cost less than the windows of both experts; of all others that is the bound.
+
+    Whatever a token loses by a move is at least its margin on the one expert, and on the other.
+    """
+    arcs.known[:] = True
+    E = prices.shape[0]
+    for i in range(E):
+        for j in range(E):
+            if i != j:
+                arcs.cost[i, j] = arcs.next_cost[i, j] = min(window[i], window[j]) + (prices[i] - prices[j])
+    for t in range(near.held.shape[0]):
+        border = near.start[t] + near.held[t]
+        for x in range(near.start[t], border):
+            i = near.expert[x]
+            for y in range(border, near.start[t + 1]):
+                j = near.expert[y]
+                _offer(arcs, i, j, t, (near.value[x] - near.value[y]) + (prices[i] - prices[j]))
+
+
+@inner
 def move(scores, members, arcs, i, j):
     """The cheapest token of arc i→j leaves i and goes to j."""
     t, row = arcs.token[i, j], arcs.row

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gatelab.kernels.cpu._assignment_arcs import enter_all, know, know_all, move, no_arcs, resolve
+from gatelab.kernels.cpu._assignment_arcs import enter_all, know, know_all, know_near, move, no_arcs, resolve
 from gatelab.kernels.cpu._assignment_hub import hub
 from gatelab.kernels.cpu._assignment_rows import ABSENT, inner, jit
 
@@ -31,8 +31,11 @@ def new_search(nodes):
 
 
 @jit
-def balance(scores, lower, upper, prices, ids, loads):
-    """Turn the top-k sets `ids` of `scores − prices`, and their loads, into optimal ones; returns the prices (E,)."""
+def balance(scores, lower, upper, prices, ids, loads, near, window):
+    """Turn the top-k sets `ids` of `scores − prices`, and their loads, into optimal ones; returns the prices (E,).
+
+    `near` and its `window` (E,) spare a pass over the scores; `nothing_near()` where they are not known.
+    """
     T, E = scores.values.shape
     graph = hub(lower, upper, ids.size, prices, loads)
     over = np.sum(np.maximum(graph.excess, 0))
@@ -43,7 +46,9 @@ def balance(scores, lower, upper, prices, ids, loads):
     for e in range(E):
         _trade_with_hub(arcs, graph, e, 0)
     # With much to move, the second best spare long searches later. They pay where rows of scores come from afar.
-    if 4 * over > E and (ids.shape[1] > 1 or T * E > 1 << 19):
+    if near.held.shape[0] > 0:
+        know_near(near, arcs, prices, window)
+    elif 4 * over > E and (ids.shape[1] > 1 or T * E > 1 << 19):
         know_all(scores, members, arcs)
     search = new_search(E + 1)
     while over > 0:

@@ -74,6 +74,15 @@ def largest(bits):
     return top
 
 
+@inner
+def roomiest(bits, top, room):
+    """The expert with most room of those that reach `top`."""
+    found = np.int64(NO_ROOM)
+    for e in range(bits.shape[0]):
+        found = max(found, room[e] if bits[e] == top else np.int64(NO_ROOM))
+    return found & (ROOM - 1)
+
+
 @jit
 def choose(scores, k, prices, upper):
     """The top-k sets of `scores − prices` (T, k), the best first, and their loads (E,).
@@ -89,10 +98,7 @@ def choose(scores, k, prices, upper):
         for c in range(k):
             if c > 0:
                 top = largest(bits)
-            roomiest = np.int64(NO_ROOM)
-            for e in range(E):
-                roomiest = max(roomiest, room[e] if bits[e] == top else np.int64(NO_ROOM))
-            e = roomiest & (ROOM - 1)
+            e = roomiest(bits, top, room)
             ids[t, c] = e
             bits[e] = 0
             room[e] -= ROOM
