@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ def build(
     Raises:
         ValueError: no or several models go by that name, its shape is not public, or `scale` leaves no width.
     """
+    if not math.isfinite(scale):
+        raise ValueError(f"scale={scale} is no width; pass a number such as 1/16")
     model = find(name)
     if isinstance(model, Undisclosed):
         relative = f"; its disclosed relative is {model.stand_in}" if model.stand_in else ""

@@ -116,6 +116,8 @@ def test_names_are_looked_up_as_for_flops(typed):
             r"^Skywork 2\.0 .* has no public shape to build from; its disclosed relative is Skywork-MoE",
         ),
         ("mixtral", 1 / 4096, r"^scale=.* leaves 1 of a width of 4096; use a larger one$"),
+        ("mixtral", float("nan"), r"^scale=nan is no width; pass a number such as 1/16$"),
+        ("mixtral", float("inf"), r"^scale=inf is no width"),
         ("mixtral", -1.0, r"^scale=-1\.0 leaves -4096 of a width of 4096; use a larger one$"),
     ],
 )

@@ -27,9 +27,16 @@ RARE = {torch.float64: 0.0, torch.float32: 0.0, torch.float16: 0.1, torch.bfloat
 
 @dataclass(frozen=True)
 class Difference:
-    """Between a block and ours: of outputs, over what is allowed; and the share of tokens with other experts."""
+    """Between a block and ours.
+
+    Attributes:
+        output: the largest of a token, rare ones aside, over what is allowed.
+        mean: that of all tokens.
+        experts: the share of tokens with other experts, where the block shows them.
+    """
 
     output: float
+    mean: float
     experts: float
 
 
@@ -48,10 +55,14 @@ def verify(block: nn.Module, moe: MoE, plan: Plan) -> Difference:
         found = [_difference(pair, i, scale) for i, scale in enumerate(SCALES * BATCHES_PER_SCALE)]
         found += [_difference(pair.with_other_gates(seed), seed, 1.0) for seed in range(2)]
         _check_rest(pair)
-    worst = Difference(max(d.output for d in found), max(d.experts for d in found))
+    worst = Difference(*(max(getattr(d, name) for d in found) for name in ("output", "mean", "experts")))
+    dtype = dtype_of(block)
     if not worst.output <= 1:
-        raise UnsupportedBlock(f"its output differs by {worst.output:.2g} times what is allowed")
-    if worst.experts > RARE[dtype_of(block)]:
+        raise UnsupportedBlock(
+            f"its output differs by {worst.output:.2g} times what is allowed, "
+            f"{TOLERANCE[dtype]:g} of its largest entry in {str(dtype).removeprefix('torch.')}"
+        )
+    if worst.experts > RARE[dtype]:
         raise UnsupportedBlock(f"{worst.experts:.0%} of tokens get other experts")
     return worst
 
@@ -83,7 +94,11 @@ def _difference(pair: Pair, seed: int, scale: float) -> Difference:
     largest = torch.where(real, wanted, 0).abs().max()
     allowed = TOLERANCE[dtype] * largest.clamp(min=torch.finfo(dtype).tiny)
     error_T = torch.where(real, y.flatten(0, -2).double() - wanted, 0).abs().amax(-1)
-    return Difference(float(error_T.quantile(1 - RARE[dtype]) / allowed), float(differ.float().mean()))
+    return Difference(
+        output=float(error_T.quantile(1 - RARE[dtype]) / allowed),
+        mean=float(error_T.mean() / allowed),
+        experts=float(differ.float().mean()),
+    )
 
 
 def _check_rest(pair: Pair) -> None:
