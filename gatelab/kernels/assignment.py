@@ -57,7 +57,7 @@ def assigned(
             raise RuntimeError(f"balanced_assignment missed the optimum by {gap}; please report the scores")
     else:
         ids, found, gap = np.empty((0, k), np.int64), starts[-1], 0.0
-    expert_ids = torch.from_numpy(np.ascontiguousarray(_best_first(problem, ids, found)))
+    expert_ids = torch.from_numpy(np.ascontiguousarray(ids))
     held = values.gather(1, expert_ids).numpy()
     num_forbidden = 0
     if problem.grid.forbidden:
@@ -81,16 +81,6 @@ def assigned(
         torch.tensor(gap, dtype=exact, device=scores.device),
         torch.tensor(num_forbidden, device=scores.device),
     )
-
-
-def _best_first(problem: Problem, ids: np.ndarray, prices: np.ndarray) -> np.ndarray:
-    if problem.k == 1:
-        return ids
-    reduced = problem.grid.round(np.take_along_axis(problem.scores, ids, axis=1)) - prices[ids]
-    wrong = np.flatnonzero((reduced[:, 1:] > reduced[:, :-1]).any(axis=1))
-    order = np.argsort(-reduced[wrong], axis=1, kind="stable")
-    ids[wrong] = np.take_along_axis(ids[wrong], order, axis=1)
-    return ids
 
 
 def _grid(scores: Tensor) -> Grid:

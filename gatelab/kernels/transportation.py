@@ -39,8 +39,8 @@ class Solver(NamedTuple):
     """What a backend brings.
 
     Attributes:
-        solve: the optimal `expert_ids` (T, k) and prices (E,), from the best of some start prices (S, E). Any start
-            leads to the optimum, a near one sooner.
+        solve: the optimal `expert_ids` (T, k), the best `score − price` first, and prices (E,), from the best of some
+            start prices (S, E). Any start leads to the optimum, a near one sooner.
         not_top_k: by how much expert_ids (T, k) fail to be k distinct experts and a top-k set of scores − prices.
     """
 

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gatelab.kernels import backend, balanced_assignment, use
 from gatelab.kernels.cpu import balanced_assignment as cpu
@@ -167,6 +168,13 @@ def test_compiles_without_a_graph_break():
 def test_fake_agrees_with_the_operator():
     arguments = (torch.randn(12, 4), torch.tensor(1), torch.tensor([3, 9, 9, 9]), 1, torch.zeros(4), None, False)
     torch.library.opcheck(torch.ops.gatelab.balanced_assignment.default, arguments)
+
+
+def test_under_compilation_it_answers_on_the_scores_device():
+    with FakeTensorMode():
+        found = balanced_assignment(torch.empty(8, 4, device="cuda"), k=2)
+    assert {field.device.type for field in found} == {"cuda"}
+    assert found.expert_ids.shape == (8, 2)
 
 
 def test_a_wrong_answer_does_not_pass_the_certificate(solver, monkeypatch):

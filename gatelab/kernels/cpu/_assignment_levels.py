@@ -5,7 +5,7 @@ import numpy as np
 from gatelab.kernels.cpu._assignment_flow import balance
 from gatelab.kernels.cpu._assignment_hub import hub
 from gatelab.kernels.cpu._assignment_near import choose_near, nothing_near, windows
-from gatelab.kernels.cpu._assignment_rows import Scores, choose, jit
+from gatelab.kernels.cpu._assignment_rows import Scores, best_first, choose, jit
 from gatelab.kernels.cpu._assignment_sweeps import sweep
 
 
@@ -34,7 +34,8 @@ def solve(scores, lower, upper, k, starts):
     prices, coarsest = starts[best], stride
     direct = k == 1 or fewest <= E  # too little to move for sweeps to pay
     if stride == 1 and n == T and direct:
-        return ids, balance(scores, lower, upper, prices, ids, loads, nothing_near(), prices)
+        prices = balance(scores, lower, upper, prices, ids, loads, nothing_near(), prices)
+        return best_first(scores, prices, ids), prices
     while True:
         sample, low, high = _every(scores, lower, upper, stride)
         if direct or (stride > 1 and stride == coarsest):
@@ -43,7 +44,7 @@ def solve(scores, lower, upper, k, starts):
         else:
             ids, prices = _sweep_and_balance(sample, low, high, k, prices, stride == 1)
         if stride == 1:
-            return ids, prices
+            return best_first(scores, prices, ids), prices
         stride //= 4
 
 

@@ -123,3 +123,18 @@ def not_top_k(scores, prices, ids):
         if worst < top:  # else none not held can be better
             total += max(0, largest(bits) - worst)
     return total
+
+
+@jit
+def best_first(scores, prices, ids):
+    """Sort every token's experts, in place."""
+    values = np.empty(ids.shape[1])
+    for t in range(ids.shape[0]):
+        for c in range(ids.shape[1]):
+            e = ids[t, c]
+            value, x = lifted(scores, t, e) - prices[e], c
+            while x > 0 and values[x - 1] < value:
+                values[x], ids[t, x] = values[x - 1], ids[t, x - 1]
+                x -= 1
+            values[x], ids[t, x] = value, e
+    return ids

@@ -120,7 +120,9 @@ def _solve(problem: Problem, prices: np.ndarray) -> tuple[np.ndarray, np.ndarray
                 t = token[i, j]
                 on[t, i], on[t, j] = False, True
                 changed |= set(np.flatnonzero(on[t]).tolist())
-    return np.nonzero(on)[1].reshape(T, problem.k), p[:E]
+    ids = np.nonzero(on)[1].reshape(T, problem.k)
+    best_first = np.argsort(-np.take_along_axis(q - p[:E], ids, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(ids, best_first, axis=1), p[:E]
 
 
 def _cheapest_moves(q: np.ndarray, on: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
