@@ -16,6 +16,7 @@ from gatelab.routers.balance import Balance
 from gatelab.routers.compatibility import check_compatible
 from gatelab.routers.context import Context, Selection, gates_at, promises
 from gatelab.routers.guarantees import Guarantees
+from gatelab.routers.in_dtype import in_dtype
 from gatelab.routers.inputs import check_finite, check_forced, rows, seems_finite, to_context
 from gatelab.routers.routing import Routing, Summary
 
@@ -158,7 +159,7 @@ class Router(nn.Module):
         ctx.score = self._score
         ctx.logits = self._score(ctx)
         dtype = ctx.logits.dtype
-        ctx.noisy_logits = _in_dtype(self.balance, dtype, "perturb", ctx.logits, ctx)
+        ctx.noisy_logits = in_dtype(self.balance, dtype, "perturb", ctx.logits, ctx)
         ctx.scores = self.activation(ctx.noisy_logits)
         ctx.probabilities = probabilities(self.activation, ctx.noisy_logits, ctx.scores)
         ctx.selection = selection = self._select(ctx) if forced is None else self._forced(forced, ctx)
@@ -172,12 +173,12 @@ class Router(nn.Module):
         gates = selection.gates
         if selection.complete:
             gates = ctx.scores.gather(1, ids) if gates is None else gates
-            ctx.weights = _in_dtype(self.weight, dtype, gates, valid, ctx)
+            ctx.weights = in_dtype(self.weight, dtype, gates, valid, ctx)
         else:
             gates = ctx.scores.gather(1, ids.clamp(min=0)) if gates is None else gates
             gates = torch.where(valid, gates, 0)
-            ctx.weights = torch.where(valid, _in_dtype(self.weight, dtype, gates, valid, ctx), 0)
-        losses = _in_dtype(self.balance, dtype, "losses", ctx)
+            ctx.weights = torch.where(valid, in_dtype(self.weight, dtype, gates, valid, ctx), 0)
+        losses = in_dtype(self.balance, dtype, "losses", ctx)
         weights = ctx.weights
         if selection.keep is not None:
             order, expert_offsets = kernels.group_by_expert(torch.where(selection.keep, ids, -1), self.num_experts)
@@ -197,7 +198,7 @@ class Router(nn.Module):
         )
 
     def _score(self, ctx: Context) -> Tensor:
-        logits_TE = _in_dtype(self.score, self.gate_dtype, ctx)
+        logits_TE = in_dtype(self.score, self.gate_dtype, ctx)
         # Fewer numbers to look at than the hidden states have.
         if promises(self.score, "shows_nonfinite") and not seems_finite(logits_TE):
             check_finite(ctx.hidden, "hidden_states")
@@ -205,8 +206,8 @@ class Router(nn.Module):
 
     def _select(self, ctx: Context) -> Selection:
         dtype = ctx.logits.dtype
-        adjusted = _in_dtype(self.balance, dtype, "adjust", self._select_from(ctx), ctx)
-        return _in_dtype(self.select, dtype, adjusted, ctx)
+        adjusted = in_dtype(self.balance, dtype, "adjust", self._select_from(ctx), ctx)
+        return in_dtype(self.select, dtype, adjusted, ctx)
 
     def _forced(self, ids_TJ: Tensor, ctx: Context) -> Selection:
         if ctx.mask_T is not None:
@@ -290,18 +291,3 @@ class _Chain(nn.Module):
         for part in self.parts:
             gates_TJ = part(gates_TJ, valid_TJ, ctx)
         return gates_TJ
-
-
-def _in_dtype(part: Any, dtype: torch.dtype, *args: Any) -> Any:
-    """Run a part as if its parameters and buffers had `dtype`, whatever the model was moved to."""
-    if isinstance(part, nn.Module) and _has_tensors(part) and not promises(part, "casts"):
-        tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}
-        cast = {name: t.to(dtype) for name, t in tensors.items() if t.is_floating_point() and t.dtype != dtype}
-        if cast:
-            return torch.func.functional_call(part, cast, args)
-    return part(*args)
-
-
-def _has_tensors(module: nn.Module) -> bool:
-    """Whether there may be a parameter or buffer below; to list them takes longer than most parts do."""
-    return bool(module._parameters or module._buffers) or any(map(_has_tensors, module.children()))
