@@ -6,6 +6,7 @@ from expert_mlp_cases import DIFFERENTIABLE, TOLERANCE, assert_equal, make
 
 from gatelab import kernels
 from gatelab.kernels.cpu import _few_rows, _fused
+from gatelab.kernels.cpu._expert_forward import Arguments, Piece
 
 
 @pytest.mark.parametrize("is_compiled", [True, False])
@@ -54,3 +55,20 @@ def test_a_nan_and_a_large_gate() -> None:
     )
     torch.testing.assert_close(y[[0, 1, 3], 0], torch.tensor([1e4, 0.0, 0.0]), rtol=0, atol=0)
     assert y[2].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("T", [6, 90])  # few rows, and blocks in bfloat16
+@pytest.mark.parametrize("wrong", [-1, 90])
+def test_a_token_that_does_not_exist(wrong: int, T: int, dtype: torch.dtype) -> None:
+    arguments = {n: t.detach() if t is not None else t for n, t in make(T, 32, 32, 6, 2, dtype=dtype).items()}
+    arguments["token_index"][1] = wrong
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        kernels.expert_mlp(**arguments)
+
+
+@pytest.mark.parametrize(("start", "stop", "fits"), [(0, 6, True), (0, 7, False), (-2, 3, False)])
+def test_offsets_past_the_assignments(start: int, stop: int, fits: bool) -> None:
+    tensors = [t.detach() if t is not None else t for t in make(6, 32, 32, 2, 1).values()]
+    arguments = Arguments(*tensors, "swiglu", False)
+    assert (_fused.fused(arguments, [Piece(0, start, stop), Piece(1, 0, 1)], None) is not None) == fits

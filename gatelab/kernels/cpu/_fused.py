@@ -35,10 +35,17 @@ def fused(arguments: Arguments, pieces: list[Piece], hidden: Tensor | None) -> W
     )
     if not is_plain or not pieces:
         return None
-    N = pieces[-1].stop
+    N = max(stop for _, _, stop in pieces)
+    if not _are_within(arguments, pieces[0].start, N):
+        return None  # torch's operations say what is wrong, these kernels would read what is not theirs
     if hidden is None and len(pieces) * _FEW_ROWS >= N:
         return _few_rows(arguments, N)
     return _blocks(arguments, max(stop - start for _, start, stop in pieces), N, hidden)
+
+
+def _are_within(arguments: Arguments, start: int, stop: int) -> bool:
+    first, last = arguments.token_index[:stop].aminmax()
+    return start >= 0 and stop <= len(arguments.token_index) and bool(first >= 0) and bool(last < len(arguments.x_TD))
 
 
 def _few_rows(arguments: Arguments, N: int) -> Work | None:
