@@ -1,8 +1,9 @@
 """Timing by turns, so that whatever else the machine does meets every contestant alike."""
 
+import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 Call = Callable[[], object]
 
@@ -12,12 +13,21 @@ def alternate(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+    for name in turns(calls, rounds):
+        start = time.perf_counter()
+        calls[name]()
+        seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def turns(names: Iterable[str], rounds: int) -> Iterator[str]:
+    """Every name once a round, each round in an order of its own: who always came after the same contestant would
+    always find the caches and the memory that it leaves behind.
+    """
+    order, drawn = list(names), random.Random(0)
+    for _ in range(rounds):
+        drawn.shuffle(order)
+        yield from order
 
 
 def median_ratio(times: Sequence[float], others: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatelab.bench.speed.alternate import Call, alternate, median_ratio
+from gatelab.bench.speed.alternate import Call, alternate, median_ratio, turns
 from gatelab.bench.speed.provenance import provenance
 
 TOLERANCE = 0.02  # relative; bfloat16 rounds to 2⁻⁹ several times
@@ -79,13 +79,12 @@ def alternate_by_events(calls: Mapping[str, Call], rounds: int) -> dict[str, lis
     events: dict[str, list[Any]] = {name: [] for name in calls}
     for call in calls.values():
         call()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            call()
-            stop.record()
-            events[name].append((start, stop))
+    for name in turns(calls, rounds):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        calls[name]()
+        stop.record()
+        events[name].append((start, stop))
     torch.cuda.synchronize()
     return {name: [start.elapsed_time(stop) / 1e3 for start, stop in pairs] for name, pairs in events.items()}
 
