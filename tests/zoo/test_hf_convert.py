@@ -263,6 +263,9 @@ def test_groups_that_hardly_ever_close_are_read_all_the_same():
     assert (moe.router.select.num_groups, moe.router.select.keep_groups) == (8, 6)
     softmax = from_hf(tiny_block("mistral4", "Mistral4MoE", **options))
     assert (softmax.router.select.num_groups, softmax.router.select.keep_groups) == (8, 6)
+    options |= {"num_local_experts": 24, "topk_group": 7, "num_experts_per_tok": 4, "hidden_size": 16}
+    wide = from_hf(tiny_block("mistral4", "Mistral4MoE", seed=1, **options))  # more experts than features
+    assert (wide.router.select.num_groups, wide.router.select.keep_groups) == (8, 7)
 
 
 def test_a_capacity_that_short_sequences_never_reach_is_kept():

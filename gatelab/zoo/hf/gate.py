@@ -234,12 +234,13 @@ def _preference(gate: Gate) -> tuple[float, bool]:
 
 def _selections(E: int, evidence: Evidence) -> Iterator[tuple[nn.Module, list[Link]]]:
     k = evidence.k
-    yield TopK(k), []
+    # First, so that they are taken where nothing tells them from plain top-k: groups that hardly ever close.
     groups = groups_of(evidence.numbers)
     if groups is not None:
         for kind in (GroupLimitedTopK, ZeroedGroupsTopK):
             yield kind(k, E, *groups, "two-best"), []
             yield kind(k, E, *groups, "max"), []
+    yield TopK(k), []
     for capacity in evidence.named("capacity"):
         if any(bool((b.ids < 0).any()) for b in evidence.batches):
             yield FixedCapacity(TopK(k) if k > 1 else ArgMax(), int(capacity)), []
