@@ -101,7 +101,8 @@ def forward(arguments: Arguments, keep_hidden: bool) -> tuple[Tensor, Tensor]:
 
 
 def _cut_all(offsets: list[int], about: int) -> list[Piece]:
-    return [piece for e, borders in enumerate(pairwise(offsets)) for piece in cut(e, *borders, about)]
+    borders = enumerate(pairwise(offsets))
+    return [piece for e, (start, stop) in borders if start < stop for piece in cut(e, start, stop, about)]
 
 
 def cut(e: int, start: int, stop: int, about: int) -> list[Piece]:
