@@ -24,6 +24,7 @@ from gatelab.bench.speed import gate as speed
 from gatelab.bench.workloads import load_text
 
 COPIES = ("aten::copy_", "aten::_to_copy", "aten::to")
+INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")  # by ids on the CPU too
 SIZE = (2, 24, 32, 8, 2)  # B, S, D, E, K
 
 
@@ -69,7 +70,7 @@ def run(func: Any, args: tuple, kwargs: dict) -> Any:
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     twins = [t for t in tensors if isinstance(t, Twin)]
     strangers = [t for t in tensors if not isinstance(t, Twin) and t.dim() > 0]
-    if twins and strangers and name not in COPIES and not name.startswith("aten::index"):
+    if twins and strangers and name not in COPIES + INDEXING:
         raise RuntimeError(f"{name} mixes tensors of twin:0 and of the CPU")
     plain_args, plain_kwargs = tree_map(_plain, (args, kwargs))
     out = func(*plain_args, **plain_kwargs)
@@ -111,7 +112,9 @@ def on(device: str) -> contextlib.AbstractContextManager:
 
 
 def route(name: str, device: str) -> list[Tensor]:
-    """Losses of three steps with updates between them, the weights in evaluation, and every gradient."""
+    """Losses of three steps with updates between them, the last with padding, then the weights in evaluation, with
+    padding too, and every gradient.
+    """
     torch.manual_seed(0)
     gate, x = speed._create(name, SIZE), torch.randn(SIZE[:3])
     with on(device):
@@ -120,6 +123,8 @@ def route(name: str, device: str) -> list[Tensor]:
         results = []
         for step in range(3):
             torch.manual_seed(step)
+            if step == 2:
+                gate.inputs["token_mask"] = (torch.arange(SIZE[1]) < SIZE[1] - 5).expand(SIZE[:2]).to(device)
             routing = gate.route(x, training=True)
             weights = getattr(routing, "combine_weights", None)
             loss = (routing.weights if weights is None else weights).square().sum() + routing.aux_loss
