@@ -55,10 +55,10 @@ def expert_operator(
         ctx.options = inputs[8:10]
 
     def gradients(ctx: Any, grad_TD: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        needs, parameters = ctx.needs_input_grad, ctx.saved_tensors[-4:]
+        needs, saved = ctx.needs_input_grad, ctx.saved_tensors  # to be asked for once: under checkpointing it computes
         wanted = (needs[0], needs[3], any(needs[4:8]))
-        x, weights, *grads = backward_op(grad_TD, *ctx.saved_tensors, *ctx.options, *wanted)
-        grads = [g if wanted[2] and p is not None else None for g, p in zip(grads, parameters, strict=True)]
+        x, weights, *grads = backward_op(grad_TD, *saved, *ctx.options, *wanted)
+        grads = [g if wanted[2] and p is not None else None for g, p in zip(grads, saved[-4:], strict=True)]
         return x if wanted[0] else None, None, None, weights if wanted[1] else None, *grads, None, None, None
 
     def refuse(ctx: Any, *_: Tensor) -> None:
@@ -96,6 +96,7 @@ def expert_operator(
         keep_hidden = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         return forward_op(*tensors, activation, weights_on_input, keep_hidden)[0]
 
+    expert_mlp.__module__ = f"gatelab.kernels.{backend}.expert_mlp"
     return expert_mlp
 
 
