@@ -1,20 +1,11 @@
 """What carries the cpu backend of `expert_mlp`: tasks on cores, and memory that is used again."""
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from gatelab.kernels.cpu import _cores, _memory
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -1,6 +1,5 @@
 """`expert_mlp` as an operator of torch: strides, dtypes, autocast, compilation, threads, errors."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -53,14 +52,6 @@ def test_deterministic() -> None:
     first, second = y_and_gradients(arguments, "cpu"), y_and_gradients(arguments, "cpu")
     for name, tensor in first.items():
         assert torch.equal(second[name], tensor), name
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -58,3 +58,14 @@ def test_not_a_matrix_of_integers() -> None:
         kernels.group_by_expert(torch.zeros(3, dtype=torch.int64), 2)
     with pytest.raises(ValueError, match="ids_TJ"):
         kernels.group_by_expert(torch.zeros(3, 2), 2)
+
+
+@pytest.mark.parametrize("T", [20, 3000])  # in NumPy, in numba
+def test_ids_of_no_expert_are_written_nowhere(T):
+    ids = torch.arange(2 * T).view(T, 2) % 4
+    ids[5, 0], ids[7, 1] = 10**6, -(10**6)
+    with kernels.use("cpu"):
+        order, offsets = kernels.group_by_expert(ids, 4)
+    flat = ids.flatten()
+    assert offsets.diff().tolist() == [int((flat == e).sum()) for e in range(4)]
+    assert set(order[offsets[-1] :].tolist()) == {10, 15}  # 5·2 + 0 and 7·2 + 1

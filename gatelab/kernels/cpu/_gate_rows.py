@@ -49,15 +49,18 @@ def topk(bits_TE, k):
 
 @jit
 def group(ids_N, num_experts):
-    """The stable order of ids by expert, the entries of −1 last, and where each expert starts: (N,) and (E + 1,)."""
+    """The stable order of ids by expert, the entries of none last, and where each expert starts: (N,) and (E + 1,).
+
+    Ids of no expert, too large ones among them, are looked for: here they would be written outside the arrays.
+    """
     order, place = np.empty(ids_N.shape[0], np.int64), np.zeros(num_experts + 2, np.int64)
     for e in ids_N:
-        place[(e if e >= 0 else num_experts) + 1] += 1
+        place[(e if 0 <= e < num_experts else num_experts) + 1] += 1
     for e in range(num_experts + 1):
         place[e + 1] += place[e]
     offsets = place[:-1].copy()
     for n in range(ids_N.shape[0]):
-        e = ids_N[n] if ids_N[n] >= 0 else num_experts
+        e = ids_N[n] if 0 <= ids_N[n] < num_experts else num_experts
         order[place[e]] = n
         place[e] += 1
     return order, offsets

@@ -60,7 +60,7 @@ class CarryingScore(nn.Module):
     def forward(self, ctx: Context) -> Tensor:
         # A note on the context, which knows no such field: the router below reads it after the call.
         ctx.carried = self.state(ctx)  # type: ignore[attr-defined]
-        return self.mlp(ctx.carried)  # type: ignore[attr-defined]
+        return self.mlp(ctx.carried)  # type: ignore[attr-defined]  # from the line above
 
 
 class CarryingRouter(Router):
@@ -69,7 +69,7 @@ class CarryingRouter(Router):
     def _route(self, ctx: Context, forced: Tensor | None) -> Routing:
         routing = super()._route(ctx, forced)
         own = {field.name: getattr(routing, field.name) for field in fields(Routing)}
-        return CarriedRouting(**own, state=ctx.carried)  # type: ignore[attr-defined]
+        return CarriedRouting(**own, state=ctx.carried)  # type: ignore[attr-defined]  # left there by the score
 
 
 def read_carrying_gate(block: nn.Module) -> Plan | None:
