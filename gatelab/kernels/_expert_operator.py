@@ -53,8 +53,11 @@ def expert_operator(
     def save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*output[1:], *inputs[:8])
         ctx.options = inputs[8:10]
+        ctx.set_materialize_grads(False)  # else autograd makes zeros for what is kept beside y, as large as all of it
 
-    def gradients(ctx: Any, grad_TD: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(ctx: Any, grad_TD: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_TD is None:
+            return (None,) * 11
         needs, saved = ctx.needs_input_grad, ctx.saved_tensors  # to be asked for once: under checkpointing it computes
         wanted = (needs[0], needs[3], any(needs[4:8]))
         x, weights, *grads = backward_op(grad_TD, *saved, *ctx.options, *wanted)
