@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from tiny import figures, quiet, tiny, write_text
@@ -82,3 +86,21 @@ def test_a_gate_without_a_causal_form_is_not_scored(tmp_path, text):
     assert results["cells"][0]["val_bits_per_byte"] is None
     assert results["cells"][0]["as_trained_bits_per_byte"] < 10
     assert results["routers"]["soft-moe"]["fallback"].startswith("not at all")
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from tiny import quiet, tiny
+from gatelab.bench import compare, config
+compare.run_cells = lambda *_: (cell for cell in ())
+compare.compare(tiny(*config.DEFAULT_ROUTERS, "remoe"), Path("run"), text=Path("text.txt"), on_step=quiet)
+print({"numba", "torch._dynamo", "sympy", "matplotlib"} & set(sys.modules))
+"""
+
+
+def test_the_process_that_waits_for_its_workers_loads_neither_numba_nor_the_compiler(tmp_path, text):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", PARENT]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout == "set()\n"
