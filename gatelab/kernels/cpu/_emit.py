@@ -19,9 +19,8 @@ FLOATS, INTS, SHORTS = (ir.VectorType(kind, LANES) for kind in (FLOAT, INT, ir.I
 _LOG2_E = 1.4426950408889634
 _POWERS = [0.6931471805599453**i for i in range(8)]
 _FACTORIALS = (1, 1, 2, 6, 24, 120, 720, 5040)
-_SOURCES = [
-    Path(__file__).with_name(f"{n}.py") for n in ("_emit", "_bfloat16_blocks", "_few_rows", "_swiglu_gradients")
-]
+_NAMES = ("_emit", "_bfloat16_tiles", "_bfloat16_blocks", "_bfloat16_gradients", "_few_rows", "_swiglu_gradients")
+_SOURCES = [Path(__file__).with_name(f"{name}.py") for name in _NAMES]
 _VERSION = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:8]
 
 
@@ -76,6 +75,22 @@ def sigmoid(b: Any, gate: Any) -> Any:
     exponent = b.shl(b.fptosi(whole, INTS), constant(INTS, 23))
     exponential = b.bitcast(b.add(b.bitcast(series, INTS), exponent), FLOATS)
     return b.fdiv(constant(FLOATS, 1.0), b.fadd(exponential, constant(FLOATS, 1.0)))
+
+
+def swiglu_gradients(b: Any, grad: Any, gate: Any, up: Any, weight: Any) -> tuple[Any, Any, Any, Any]:
+    """From that of a = silu(gate)·up before its weight: of gate and of up; a · weight; grad · a."""
+    slope, grad_weighted = sigmoid(b, gate), b.fmul(grad, weight)
+    silu = b.fmul(gate, slope)
+    a = b.fmul(silu, up)
+    # silu'(g) = sigmoid(g) + silu(g)·(1 − sigmoid(g))
+    slope = b.fadd(slope, b.fmul(silu, b.fsub(constant(FLOATS, 1.0), slope)))
+    grad_gate = b.fmul(b.fmul(grad_weighted, up), slope)
+    return grad_gate, b.fmul(grad_weighted, silu), b.fmul(a, weight), b.fmul(grad, a)
+
+
+def total(b: Any, floats: Any) -> Any:
+    """The sum of 16 float32."""
+    return call(b, "llvm.vector.reduce.fadd.v16f32", FLOAT, FLOAT(0.0), floats, flags=("reassoc",))
 
 
 def load_bfloat16(b: Any, address: Any) -> Any:

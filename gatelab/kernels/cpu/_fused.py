@@ -26,21 +26,26 @@ def fused(arguments: Arguments, pieces: list[Piece], hidden: Tensor | None) -> W
 
     None where no kernel fits: they are made for SwiGLU without biases, weights on the output and contiguous parameters.
     """
-    is_plain = (
+    if not is_plain(arguments, pieces):
+        return None
+    N = max(stop for _, _, stop in pieces)
+    if hidden is None and len(pieces) * _FEW_ROWS >= N:
+        return _few_rows(arguments, N)
+    return _blocks(arguments, max(stop - start for _, start, stop in pieces), N, hidden)
+
+
+def is_plain(arguments: Arguments, pieces: list[Piece]) -> bool:
+    """Whether these are the experts, and tokens that exist, which the kernels are made for."""
+    return (
         arguments.activation == "swiglu"
         and not arguments.weights_on_input
         and arguments.up_bias is arguments.down_bias is None
         and arguments.up_proj.is_contiguous()
         and arguments.down_proj.is_contiguous()
+        and bool(pieces)
+        # torch's operations say what is wrong, these kernels would read what is not theirs
+        and _are_within(arguments, pieces[0].start, max(stop for _, _, stop in pieces))
     )
-    if not is_plain or not pieces:
-        return None
-    N = max(stop for _, _, stop in pieces)
-    if not _are_within(arguments, pieces[0].start, N):
-        return None  # torch's operations say what is wrong, these kernels would read what is not theirs
-    if hidden is None and len(pieces) * _FEW_ROWS >= N:
-        return _few_rows(arguments, N)
-    return _blocks(arguments, max(stop - start for _, start, stop in pieces), N, hidden)
 
 
 def _are_within(arguments: Arguments, start: int, stop: int) -> bool:
@@ -72,10 +77,9 @@ def _numbers(tensor: Tensor) -> np.ndarray:
 
 
 def _blocks(arguments: Arguments, most_rows: int, N: int, hidden: Tensor | None) -> Work | None:
-    _, D, I = arguments.down_proj.shape
-    fits = arguments.x_TD.dtype == torch.bfloat16 and D % 32 == I % 32 == 0 and _has_bfloat16_products()
-    if not fits or (module := _numba("_bfloat16_blocks")) is None:
+    if (module := bfloat16_module("_bfloat16_blocks", arguments)) is None:
         return None
+    _, D, I = arguments.down_proj.shape
     rows_ND = empty((N, D), torch.bfloat16)
     scratches = Scratches(1, (module.scratch_elements(most_rows, D, I),), torch.bfloat16)
     x_TD, tokens = arguments.x_TD.contiguous(), arguments.token_index.contiguous()
@@ -99,6 +103,13 @@ def _blocks(arguments: Arguments, most_rows: int, N: int, hidden: Tensor | None)
             )
 
     return work, rows_ND
+
+
+def bfloat16_module(name: str, arguments: Arguments) -> Any:
+    """A module of kernels made for bfloat16, if they fit."""
+    _, D, I = arguments.down_proj.shape
+    fits = arguments.x_TD.dtype == torch.bfloat16 and D % 32 == I % 32 == 0 and _has_bfloat16_products()
+    return _numba(name) if fits else None
 
 
 def fused_gradients(

@@ -9,18 +9,12 @@ from gatelab.kernels.cpu import _emit as emit
 
 
 def _gradients(b: Any, load: Any, store: Any, arguments: Any) -> Any:
-    grad, gate, up, weight, grad_gate, grad_up, weighted = arguments
-    d, g, u, w = load(b, grad), load(b, gate), load(b, up), emit.splat(b, weight)
-    sigmoid = emit.sigmoid(b, g)
-    silu, d_w = b.fmul(g, sigmoid), b.fmul(d, w)
-    a = b.fmul(silu, u)
-    # silu'(g) = sigmoid(g) + silu(g)·(1 − sigmoid(g))
-    slope = b.fadd(sigmoid, b.fmul(silu, b.fsub(emit.constant(emit.FLOATS, 1.0), sigmoid)))
-    store(b, b.fmul(b.fmul(d_w, u), slope), grad_gate)
-    store(b, b.fmul(d_w, silu), grad_up)
-    store(b, b.fmul(a, w), weighted)
-    lanes = b.fmul(d, a)
-    return emit.call(b, "llvm.vector.reduce.fadd.v16f32", emit.FLOAT, emit.FLOAT(0.0), lanes, flags=("reassoc",))
+    grad, gate, up, weight, *targets = arguments
+    d, g, u = (load(b, address) for address in (grad, gate, up))
+    *outputs, products = emit.swiglu_gradients(b, d, g, u, emit.splat(b, weight))
+    for output, target in zip(outputs, targets, strict=True):
+        store(b, output, target)
+    return emit.total(b, products)
 
 
 @emit.inline

@@ -1,0 +1,70 @@
+"""The experts whose backward pass one numba kernel computes from the gradient of y on, and with what memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gatelab.kernels.cpu._fused import bfloat16_module, is_plain
+from gatelab.kernels.cpu._memory import Scratches
+
+if TYPE_CHECKING:
+    from gatelab.kernels.cpu._expert_forward import Arguments, Piece
+
+
+def fused_backward(
+    grad_TD: Tensor,
+    hidden: Tensor,
+    arguments: Arguments,
+    pieces: list[list[Piece]],
+    grad_rows_ND: Tensor | None,
+    grad_weights: Tensor | None,
+    grad_up_EJD: Tensor | None,
+    grad_down_EDI: Tensor | None,
+) -> Callable[[int], None] | None:
+    """What writes the gradients of an expert, whose blocks are its `pieces`, and of its rows; None: see `fused`."""
+    blocks = [piece for own in pieces for piece in own]
+    if arguments.weights.dtype != torch.float32 or not is_plain(arguments, blocks):
+        return None
+    if (module := bfloat16_module("_bfloat16_gradients", arguments)) is None:
+        return None
+    _, D, I = arguments.down_proj.shape
+    most_rows = max(stop - start for _, start, stop in blocks)
+    scratches = Scratches(1, (module.scratch_elements(most_rows, D, I),), torch.bfloat16)
+    x_TD, grad_TD, tokens = arguments.x_TD.contiguous(), grad_TD.contiguous(), arguments.token_index.contiguous()
+    hidden, weights = hidden.contiguous(), arguments.weights.detach().contiguous()
+    grads = (torch.empty_like(weights) if grad_weights is None else grad_weights).numpy()
+
+    def work(e: int) -> None:
+        own = pieces[e]
+        if not own and grad_up_EJD is not None and grad_down_EDI is not None:
+            grad_up_EJD[e].zero_()
+            grad_down_EDI[e].zero_()
+        sums = torch.empty(3 * D * I if len(own) > 1 else 0)  # so that a sum of many terms is rounded once
+        for i, (_, start, stop) in enumerate(own):
+            with scratches.lend() as scratch:
+                module.swiglu_expert_gradients(
+                    x_TD.data_ptr(),
+                    grad_TD.data_ptr(),
+                    tokens[start:].data_ptr(),
+                    stop - start,
+                    arguments.up_proj[e].data_ptr(),
+                    arguments.down_proj[e].data_ptr(),
+                    weights[start:stop].numpy(),
+                    D,
+                    I,
+                    hidden[start:].data_ptr(),
+                    0 if grad_rows_ND is None else grad_rows_ND[start:].data_ptr(),
+                    grads[start:stop],
+                    0 if grad_up_EJD is None else grad_up_EJD[e].data_ptr(),
+                    0 if grad_down_EDI is None else grad_down_EDI[e].data_ptr(),
+                    sums.data_ptr(),
+                    i == 0,
+                    i == len(own) - 1,
+                    scratch.take(1, 1).data_ptr(),
+                )
+
+    return work
