@@ -12,7 +12,6 @@ from gatelab.kernels.cpu._bfloat16_tiles import (
     PANEL,
     ROWS,
     dot_products,
-    even_pairs,
     pack_columns,
     pack_rows,
     prefetch,
@@ -125,7 +124,7 @@ def _row_gradients(packed, n, up, D, J, out, spaces):
 def _weight_gradient(packed, M, n, factor, tokens, N, out, sums, is_first, is_last, spaces):
     """out (M, N) = M packed columns · the rows `tokens` of a factor with N columns, or, unless this is all, `sums`."""
     panel, results, zeros = spaces
-    pairs = even_pairs(n)
+    pairs = (n + 1) // 2
     for c in range(0, N, PANEL):
         pack_columns(factor + 2 * c, tokens, n, N, PANEL, panel, zeros)
         for start in range(0, M, ROWS):

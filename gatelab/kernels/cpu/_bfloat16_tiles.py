@@ -30,13 +30,13 @@ from gatelab.kernels.cpu._emit import (
 
 ROWS = 8  # times two vectors of results: 16 of the 32 registers, enough to hide how long one instruction takes
 PANEL = 2 * LANES
-_UNROLLED = 2
+_AT_ONCE = 4 * LANES  # columns: with more, blocks some KB apart drive each other out of the first cache
 _ALL_SHORTS = ir.VectorType(ir.IntType(16), PANEL)
 
 
 @inline
 def dot_products(context: Any, rows: Any, first: Any, second: Any, pairs: Any, results: Any) -> Any:
-    """results (ROWS, 32) float32 = half a block of rows · two blocksᵀ. The number of pairs is even."""
+    """results (ROWS, 32) float32 = half a block of rows · two blocksᵀ."""
 
     def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
         *matrices, pairs, results = arguments
@@ -45,16 +45,14 @@ def dot_products(context: Any, rows: Any, first: Any, second: Any, pairs: Any, r
         b.position_at_end(loop)
         addresses = [b.phi(LONG) for _ in matrices]
         left, old = b.phi(LONG), [b.phi(FLOATS) for _ in range(2 * ROWS)]
-        sums = list(old)
-        for offset in range(0, 64 * _UNROLLED, 64):
-            columns = [load(b, INTS, address, offset) for address in addresses[1:]]
-            for r in range(ROWS):
-                x = splat(b, load(b, INT, addresses[0], offset + 4 * r))
-                for i, column in enumerate(columns, 2 * r):
-                    sums[i] = call(b, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, sums[i], column, x)
-        fewer = b.sub(left, LONG(_UNROLLED))
+        columns, sums = [load(b, INTS, address) for address in addresses[1:]], []
+        for r in range(ROWS):
+            x = splat(b, load(b, INT, addresses[0], 4 * r))
+            for i, column in enumerate(columns, 2 * r):
+                sums.append(call(b, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, old[i], column, x))
+        fewer = b.sub(left, LONG(1))
         steps = [(left, pairs, fewer)]
-        steps += [(a, f, b.add(a, LONG(64 * _UNROLLED))) for a, f in zip(addresses, matrices, strict=True)]
+        steps += [(a, f, b.add(a, LONG(64))) for a, f in zip(addresses, matrices, strict=True)]
         steps += [(o, constant(FLOATS, 0.0), s) for o, s in zip(old, sums, strict=True)]
         for phi, start, following in steps:
             phi.add_incoming(start, before)
@@ -161,22 +159,15 @@ def pack_rows(matrix, tokens, n, terms, packed, addresses):
 
 @njit(nogil=True)
 def pack_columns(matrix, tokens, n, row_length, columns, packed, zeros):
-    """Sums down the first columns of the rows `tokens` (an address of int64; 0: all), then of a row of zeros."""
-    pairs = even_pairs(n)
-    for p in range(pairs):
-        upper = lower = zeros
-        if 2 * p < n:
-            upper = matrix + 2 * row_length * (read(tokens + 16 * p) if tokens else 2 * p)
-        if 2 * p + 1 < n:
-            lower = matrix + 2 * row_length * (read(tokens + 16 * p + 8) if tokens else 2 * p + 1)
-        for c in range(0, columns, LANES):
-            _interleave(upper + 2 * c, lower + 2 * c, packed + 4 * (c * pairs + p * LANES))
-
-
-@njit(nogil=True)
-def even_pairs(n):
-    """Of n terms, and zeros."""
-    return (n + 3) // 4 * 2
+    """Sums down the first columns of the rows `tokens` (an address of int64; 0: all), the last of an odd number with a row of zeros."""
+    pairs = (n + 1) // 2
+    for first in range(0, columns, _AT_ONCE):
+        for p in range(pairs):
+            upper, lower = matrix + 2 * row_length * (read(tokens + 16 * p) if tokens else 2 * p), zeros
+            if 2 * p + 1 < n:
+                lower = matrix + 2 * row_length * (read(tokens + 16 * p + 8) if tokens else 2 * p + 1)
+            for c in range(first, min(first + _AT_ONCE, columns), LANES):
+                _interleave(upper + 2 * c, lower + 2 * c, packed + 4 * (c * pairs + p * LANES))
 
 
 @njit(nogil=True)
