@@ -159,7 +159,10 @@ def pack_rows(matrix, tokens, n, terms, packed, addresses):
 
 @njit(nogil=True)
 def pack_columns(matrix, tokens, n, row_length, columns, packed, zeros):
-    """Sums down the first columns of the rows `tokens` (an address of int64; 0: all), the last of an odd number with a row of zeros."""
+    """Sums down the first columns of the rows `tokens` (an address of int64; 0: all).
+
+    An odd last row makes pairs with the zeros.
+    """
     pairs = (n + 1) // 2
     for first in range(0, columns, _AT_ONCE):
         for p in range(pairs):
