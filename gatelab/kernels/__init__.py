@@ -10,10 +10,12 @@ from gatelab.kernels.router_logits import router_logits
 from gatelab.kernels.sinkhorn import sinkhorn
 from gatelab.kernels.topk import topk
 from gatelab.kernels.topk_gate import TopKGate, topk_gate
+from gatelab.kernels.topk_routing import TopKRouting, topk_routing
 
 __all__ = [
     "Assignment",
     "TopKGate",
+    "TopKRouting",
     "attention_gate",
     "balanced_assignment",
     "expert_mlp",
@@ -23,5 +25,6 @@ __all__ = [
     "sinkhorn",
     "topk",
     "topk_gate",
+    "topk_routing",
     "use",
 ]

@@ -23,6 +23,7 @@ PRIMITIVES = (
     "sinkhorn",
     "topk",
     "topk_gate",
+    "topk_routing",
 )
 # Every other device has `reference`, CUDA too until `make gpu-check` has passed on a GPU: then add "cuda": "triton".
 DEFAULTS = {"cpu": "cpu"}

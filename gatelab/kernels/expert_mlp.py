@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gatelab.kernels.activations import resolve_activation
 from gatelab.kernels.backend import implementation
+from gatelab.kernels.precision import without_autocast
 
 
 def expert_mlp(
@@ -58,7 +59,7 @@ def expert_mlp(
         up_bias = None if up_bias is None else up_bias.to(dtype)
         down_bias = None if down_bias is None else down_bias.to(dtype)
     _check_dtypes(x_TD, up_proj, down_proj, up_bias, down_bias)
-    with torch.autocast(device_type, enabled=False):
+    with without_autocast(device_type):
         y_TD = implementation("expert_mlp", device_type)(
             x_TD,
             token_index,

@@ -34,6 +34,7 @@ class Context:
         selection: what `select` answered.
         requested: (E,) int64, real assignments in the selection, before any drop.
         weights: (T, J) combine weights of the selection, before any drop.
+        balance: (), what `SwitchLoss` multiplies, over the batch; None where no kernel has computed it.
         statistics: one dict that every part may write; detached small tensors, for `update`.
     """
 
@@ -55,6 +56,7 @@ class Context:
     selection: Selection = field(init=False)
     requested: Tensor = field(init=False)
     weights: Tensor = field(init=False)
+    balance: Tensor | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
     _hidden: Tensor | None = field(default=None, init=False, repr=False)
 

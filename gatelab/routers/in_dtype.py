@@ -12,7 +12,7 @@ from gatelab.routers.context import promises
 
 def in_dtype(part: Any, dtype: torch.dtype, *args: Any) -> Any:
     """Run a part as if its parameters and buffers had `dtype`, whatever the model was moved to."""
-    if isinstance(part, nn.Module) and _has_tensors(part) and not promises(part, "casts"):
+    if isinstance(part, nn.Module) and not promises(part, "casts") and _has_tensors(part):
         tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}
         cast = {name: t.to(dtype) for name, t in tensors.items() if t.is_floating_point() and t.dtype != dtype}
         if cast:

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from gatelab import kernels
+from gatelab.kernels.precision import without_autocast
 from gatelab.routers.activation import Activation, probabilities, resolve_activation
 from gatelab.routers.balance import Balance
+from gatelab.routers.chain import Chain
 from gatelab.routers.compatibility import check_compatible
 from gatelab.routers.context import Context, Selection, gates_at, promises
 from gatelab.routers.guarantees import Guarantees
 from gatelab.routers.in_dtype import in_dtype
 from gatelab.routers.inputs import check_finite, check_forced, rows, seems_finite, to_context
+from gatelab.routers.one_pass import one_pass
 from gatelab.routers.routing import Routing, Summary
 
 FORWARDS_BEFORE_WARNING = 100
@@ -80,7 +83,7 @@ class Router(nn.Module):
         self.hidden_size: int | None = getattr(score, "hidden_size", None) if hidden_size is None else hidden_size
         self.score, self.select = score, select
         self.activation = resolve_activation(activation)
-        self.weight = _Chain([weight] if callable(weight) else weight)
+        self.weight = Chain([weight] if callable(weight) else weight)
         # A ModuleList, typed by what it holds.
         self.balance = cast("Sequence[Balance]", nn.ModuleList(balance))
         self.select_on, self.gate_dtype, self.weights_on_input = select_on, gate_dtype, weights_on_input
@@ -149,7 +152,7 @@ class Router(nn.Module):
         ctx = to_context(self, hidden_states, token_mask, token_ids, labels, previous, cache)
         if not promises(self.score, "shows_nonfinite"):
             check_finite(ctx.hidden, "hidden_states")
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        with without_autocast(hidden_states.device.type):
             routing = self._route(ctx, None if forced is None else rows(forced, ctx, "forced"))
         if self.training:
             self._record(routing)
@@ -159,9 +162,11 @@ class Router(nn.Module):
         ctx.score = self._score
         ctx.logits = self._score(ctx)
         dtype = ctx.logits.dtype
-        ctx.noisy_logits = in_dtype(self.balance, dtype, "perturb", ctx.logits, ctx)
+        ctx.noisy_logits = self._balanced("perturb", ctx.logits, ctx)
         ctx.scores = self.activation(ctx.noisy_logits)
         ctx.probabilities = probabilities(self.activation, ctx.noisy_logits, ctx.scores)
+        if forced is None and (routing := one_pass(self, ctx)) is not None:
+            return routing
         ctx.selection = selection = self._select(ctx) if forced is None else self._forced(forced, ctx)
         if ctx.mask_T is not None:
             selection = replace(selection, ids=torch.where(ctx.mask_T[:, None], selection.ids, -1), complete=False)
@@ -206,14 +211,23 @@ class Router(nn.Module):
 
     def _select(self, ctx: Context) -> Selection:
         dtype = ctx.logits.dtype
-        adjusted = in_dtype(self.balance, dtype, "adjust", self._select_from(ctx), ctx)
-        return in_dtype(self.select, dtype, adjusted, ctx)
+        return in_dtype(self.select, dtype, self.adjusted(ctx), ctx)
 
     def _forced(self, ids_TJ: Tensor, ctx: Context) -> Selection:
         if ctx.mask_T is not None:
             ids_TJ = torch.where(ctx.mask_T[:, None], ids_TJ, -1)
         check_forced(ids_TJ, self.num_experts)
         return Selection(ids_TJ, gates=gates_at(self.select, ids_TJ, self._select_from(ctx), ctx))
+
+    def adjusted(self, ctx: Context) -> Tensor:
+        """(T, E), what `select` sees."""
+        return self._balanced("adjust", self._select_from(ctx), ctx)
+
+    def _balanced(self, hook: str, values_TE: Tensor, ctx: Context) -> Tensor:
+        """What the balance parts make of logits (`perturb`) or scores (`adjust`); most do neither."""
+        if not cast("_Balances", self.balance).have(hook):
+            return values_TE
+        return in_dtype(self.balance, ctx.logits.dtype, hook, values_TE, ctx)
 
     def _select_from(self, ctx: Context) -> Tensor:
         return ctx.scores if self.select_on == "scores" else ctx.noisy_logits
@@ -258,6 +272,11 @@ class _Balances(nn.ModuleList):
     def forward(self, hook: str, *args: Any) -> Any:
         return getattr(self, hook)(*args)
 
+    def have(self, hook: str) -> bool:
+        """Whether any part does something there."""
+        nothing = getattr(Balance, hook)
+        return any(getattr(getattr(part, hook), "__func__", None) is not nothing for part in self)
+
     def perturb(self, logits_TE: Tensor, ctx: Context) -> Tensor:
         ctx.noisy_logits = logits_TE
         for part in cast("Iterable[Balance]", self):
@@ -275,19 +294,3 @@ class _Balances(nn.ModuleList):
             for name, value in part.losses(ctx).items():
                 found[name] = found[name] + value if name in found else value
         return found
-
-
-class _Chain(nn.Module):
-    """Weight parts in order; functions and modules alike."""
-
-    def __init__(self, parts: Iterable[Callable[..., Tensor]]) -> None:
-        super().__init__()
-        self.parts = list(parts)
-        for i, part in enumerate(self.parts):
-            if isinstance(part, nn.Module):
-                self.add_module(str(i), part)
-
-    def forward(self, gates_TJ: Tensor, valid_TJ: Tensor, ctx: Context) -> Tensor:
-        for part in self.parts:
-            gates_TJ = part(gates_TJ, valid_TJ, ctx)
-        return gates_TJ

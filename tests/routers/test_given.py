@@ -78,7 +78,8 @@ class TestReplay:
         routing = testing.route(source, batch)
         router = gatelab.create_router("replay", D, E, 2, routing=routing, weights="recomputed", base="mixtral")
         router.load_state_dict(source.state_dict())
-        assert torch.equal(testing.route(router, batch).to_dense(), routing.to_dense())
+        # Weighed part by part here, in one pass there: exponentials differ in the last bit.
+        torch.testing.assert_close(testing.route(router, batch).to_dense(), routing.to_dense(), rtol=1e-6, atol=0)
 
     def test_a_layer_under_identical_routing(self):
         routing, batch = recorded()

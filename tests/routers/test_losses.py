@@ -175,7 +175,9 @@ def test_dropped_assignments_count_as_requested():
     def dropping(scores, ctx):
         return Selection(scores.topk(1).indices, keep=keep)
 
-    assert losses_of(GATES, dropping, SwitchLoss(1.0)) == losses_of(GATES, TopK(1), SwitchLoss(1.0))
+    # What drops goes part by part, the other in one pass: sums in another order.
+    expected = pytest.approx(losses_of(GATES, TopK(1), SwitchLoss(1.0)), rel=1e-6)
+    assert losses_of(GATES, dropping, SwitchLoss(1.0)) == expected
 
 
 @settings(max_examples=30, deadline=None)

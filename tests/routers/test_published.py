@@ -165,7 +165,8 @@ def test_llama4_layer(top_k):
         }
     )
     y, _routing = ours(hidden())
-    torch.testing.assert_close(y, theirs(hidden())[0])
+    # σ differs in its last bit from torch's, and with it every input of the expert, whose sums cancel in part.
+    torch.testing.assert_close(y, theirs(hidden())[0], rtol=1e-5, atol=2e-5)
 
 
 def test_deepseek_v4_hash_layer():

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -14,6 +15,7 @@ def is_plain(tensor: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and type(tensor) in (Tensor, torch.nn.Parameter)
         and torch._C._len_torch_dispatch_stack() == 0
+        and forward_ad._current_level < 0
         and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
     )
 
@@ -21,7 +23,17 @@ def is_plain(tensor: Tensor) -> bool:
 @functools.cache
 def rows_in_numba() -> ModuleType | None:
     """The compiled loops over tokens; None without numba."""
+    return _numba_module("_gate_rows")
+
+
+@functools.cache
+def scores_in_numba() -> ModuleType | None:
+    """The compiled score; None without numba."""
+    return _numba_module("_score_rows")
+
+
+def _numba_module(name: str) -> ModuleType | None:
     try:
-        return importlib.import_module(f"{__package__}._gate_rows")
+        return importlib.import_module(f"{__package__}.{name}")
     except ImportError:
         return None

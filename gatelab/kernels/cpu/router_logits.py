@@ -1,4 +1,4 @@
-"""The linear score by oneDNN, with its two gradients, which are products of the same kind."""
+"""The linear score in numba (extra `fast`) or by oneDNN, and its two gradients, which are products too."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gatelab.kernels.cpu._gemm import _ONEDNN
 from gatelab.kernels.cpu._memory import empty
-from gatelab.kernels.cpu._plain import is_plain
+from gatelab.kernels.cpu._plain import is_plain, scores_in_numba
 from gatelab.kernels.reference.router_logits import router_logits as reference
 
 _linear = torch.ops.mkldnn._linear_pointwise.default
@@ -17,14 +17,25 @@ _WORTH_ONEDNN = 1 << 23  # multiply-adds: below, MKL is as fast, and its code is
 def router_logits(
     hidden_TD: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None, *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """See `gatelab.kernels.router_logits`. Few tokens, another `dtype` than float32, and what is traced or counted run
-    in the reference, whose operators compilers and FLOP counters know.
+    """See `gatelab.kernels.router_logits`. Another `dtype` than float32, and what is traced or counted run in the
+    reference, whose operators compilers and FLOP counters know.
     """
-    worth = _ONEDNN and dtype == torch.float32 and hidden_TD.shape[0] * weight_ED.numel() >= _WORTH_ONEDNN
-    if not worth or not is_plain(hidden_TD):
+    worth = _ONEDNN and hidden_TD.shape[0] * weight_ED.numel() >= _WORTH_ONEDNN
+    if dtype != torch.float32 or not is_plain(hidden_TD) or not (worth or _fits(hidden_TD, weight_ED)):
         return reference(hidden_TD, weight_ED, bias_E, dtype=dtype)
-    logits_TE = _Product.apply(hidden_TD, weight_ED)
+    learns = torch.is_grad_enabled() and (hidden_TD.requires_grad or weight_ED.requires_grad)
+    logits_TE = (_Product.apply if learns else _product)(hidden_TD, weight_ED)
     return logits_TE if bias_E is None else logits_TE + bias_E.to(dtype)
+
+
+def _fits(a_MK: Tensor, b_NK: Tensor) -> bool:
+    return _ONEDNN and (module := scores_in_numba()) is not None and module.fits(a_MK, b_NK)
+
+
+def _product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
+    if _fits(a_MK, b_NK) and (module := scores_in_numba()) is not None:
+        return module.scores(a_MK, b_NK)
+    return _linear(_cast(a_MK, torch.float32), _cast(b_NK, torch.float32), None, "none", [], "")
 
 
 class _Product(torch.autograd.Function):
@@ -32,7 +43,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(a_MK: Tensor, b_NK: Tensor) -> Tensor:
-        return _linear(_cast(a_MK, torch.float32), _cast(b_NK, torch.float32), None, "none", [], "")
+        return _product(a_MK, b_NK)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

@@ -41,9 +41,12 @@ class SwitchLoss(Balance):
         self.coefficient, self.scope, self.process_group = coefficient, scope, process_group
 
     def losses(self, ctx: Context) -> dict[str, Tensor]:
+        name = "switch" if self.scope == "micro-batch" else f"switch-{self.scope}"
+        is_one_row = self.scope == "micro-batch" or (self.scope == "sequence" and ctx.shape[0] == 1)
+        if ctx.balance is not None and is_one_row:
+            return {name: self.coefficient * ctx.balance}
         load_GE, mean_GE = load_and_probability(ctx, self.scope, self.process_group)
         aligned_G = (load_GE * mean_GE).sum(1)
-        name = "switch" if self.scope == "micro-batch" else f"switch-{self.scope}"
         return {name: self.coefficient * ctx.num_experts * mean_over_sequences(aligned_G, ctx)}
 
     def extra_repr(self) -> str:

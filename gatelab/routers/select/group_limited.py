@@ -47,12 +47,15 @@ class GroupLimitedTopK(nn.Module):
         self.summands = 1 if by == "max" else min(2, size)
 
     def forward(self, scores_TE: Tensor, ctx: Context) -> Selection:
+        return Selection(kernels.topk(self.opened(scores_TE), self.k), complete=True)
+
+    def opened(self, scores_TE: Tensor) -> Tensor:
+        """(T, E) with -inf outside the best groups."""
         scores_TGe = scores_TE.unflatten(1, (self.num_groups, -1))
         group_TG = scores_TGe.topk(self.summands, dim=-1).values.sum(-1)
         best_TM = group_TG.topk(self.keep_groups, dim=-1, sorted=False).indices
         closed_TG = torch.ones_like(group_TG, dtype=torch.bool).scatter(1, best_TM, False)
-        open_TE = scores_TGe.masked_fill(closed_TG[:, :, None], -torch.inf).flatten(1)
-        return Selection(kernels.topk(open_TE, self.k), complete=True)
+        return scores_TGe.masked_fill(closed_TG[:, :, None], -torch.inf).flatten(1)
 
     def guarantees(self, training: bool) -> Guarantees:
         return Guarantees(experts_per_token=self.k)
