@@ -13,7 +13,7 @@ import torch
 
 from gatelab.bench.checkpoint import REMEDY, Checkpoint
 from gatelab.bench.config import CompareConfig
-from gatelab.bench.errors import BadInput
+from gatelab.bench.errors import BadInput, CannotWrite, told
 from gatelab.bench.train import Training
 from gatelab.bench.workloads import Text
 
@@ -38,6 +38,21 @@ class Job:
     seed: int
     intermediate_size: int
     checkpoint: Checkpoint
+
+
+def attempt(job: Job, text: Text, on_step: Callable[[int], None]) -> dict[str, Any]:
+    """As `run_cell`, but whatever a gate or its training raises is an outcome as well: the cell's failure."""
+    try:
+        return run_cell(job, text, on_step)
+    except (BadInput, CannotWrite):
+        raise
+    except Exception as error:  # the code of a gate may be the caller's, and training may diverge
+        return failure(job, told(error))
+
+
+def failure(job: Job, reason: str) -> dict[str, Any]:
+    """An entry of `failures` in results.json."""
+    return {"router": job.router, "seed": job.seed, "reason": reason}
 
 
 def run_cell(job: Job, text: Text, on_step: Callable[[int], None]) -> dict[str, Any]:

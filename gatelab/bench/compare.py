@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from gatelab.bench import files
 from gatelab.bench.cell import Job
 from gatelab.bench.config import CompareConfig
 from gatelab.bench.describe import describe
-from gatelab.bench.errors import BadInput
+from gatelab.bench.errors import BadInput, told
 from gatelab.bench.machine import machine
 from gatelab.bench.matching import match
 from gatelab.bench.rundir import opened
@@ -24,9 +23,17 @@ from gatelab.bench.workers import run_cells
 from gatelab.bench.workloads import Text, load_text
 
 OnStep = Callable[[str, int, int], None]
+OnFailure = Callable[[dict[str, Any]], None]
 
 
-def compare(config: CompareConfig, out: Path, *, text: Path | None = None, on_step: OnStep) -> dict[str, Any]:
+def compare(
+    config: CompareConfig,
+    out: Path,
+    *,
+    text: Path | None = None,
+    on_step: OnStep,
+    on_failure: OnFailure = lambda failure: None,
+) -> dict[str, Any]:
     """Run every cell that `out` does not hold yet.
 
     Args:
@@ -34,6 +41,8 @@ def compare(config: CompareConfig, out: Path, *, text: Path | None = None, on_st
         out: the run directory (docs/results.md).
         text: a file or directory to train on; None = the Python standard library's own sources.
         on_step: hears a router, a seed and how many of its steps are done, finished cells of an earlier run included.
+        on_failure: hears, when a cell fails, what `failures` of results.json says about it. The others go on; calling
+            again tries it again.
 
     Returns:
         What results.json holds.
@@ -51,7 +60,7 @@ def compare(config: CompareConfig, out: Path, *, text: Path | None = None, on_st
         except ValueError as error:
             raise BadInput(f"--routers: {error}" if name in str(error) else f"--routers {name}: {error}") from error
         except Exception as error:  # the code of a gate may be the caller's and raise anything
-            raise BadInput(f"--routers {name}: {_traced(error)}") from error
+            raise BadInput(f"--routers {name}: {told(error)}") from error
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     keys = [(name, seed) for seed in seeds for name in config.routers]  # by seed: half a run compares all routers
     described = _config(config, loaded)
@@ -72,22 +81,20 @@ def compare(config: CompareConfig, out: Path, *, text: Path | None = None, on_st
             for name, seed in keys
             if (name, seed) not in cells
         ]
-        results["cells"] = list(cells.values())
+        results |= {"cells": list(cells.values()), "failures": []}
         directory.write_results(results)
         with contextlib.closing(run_cells(jobs, loaded, lambda job, step: on_step(job.router, job.seed, step))) as new:
-            for cell in new:
-                directory.write_cell(cell)
-                on_step(cell["router"], cell["seed"], config.steps)
-                cells[cell["router"], cell["seed"]] = cell
-                results["cells"] = [cells[key] for key in keys if key in cells]
+            for outcome in new:
+                if "reason" in outcome:
+                    results["failures"].append(outcome)
+                    on_failure(outcome)
+                else:
+                    directory.write_cell(outcome)
+                    on_step(outcome["router"], outcome["seed"], config.steps)
+                    cells[outcome["router"], outcome["seed"]] = outcome
+                    results["cells"] = [cells[key] for key in keys if key in cells]
                 directory.write_results(results)
     return results
-
-
-def _traced(error: Exception) -> str:
-    """Its kind, its message and the line of code that raised it."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
 
 
 def _config(config: CompareConfig, text: Text) -> dict[str, Any]:

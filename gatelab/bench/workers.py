@@ -6,7 +6,9 @@ because the parent is done or dead, it ends too.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import queue
@@ -14,14 +16,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from gatelab.bench.cell import Job, run_cell
+from gatelab.bench.cell import Job, attempt, failure
 from gatelab.bench.checkpoint import Checkpoint
 from gatelab.bench.config import CompareConfig
-from gatelab.bench.errors import BadInput, CannotWrite, CellFailed
+from gatelab.bench.errors import BadInput, CannotWrite
 from gatelab.bench.workloads import Text, load_text
 
 PROCESSES = 2  # each holds about 0.7 GB; the default comparison must fit into 2 GiB
@@ -33,49 +35,57 @@ OnStep = Callable[[Job, int], None]
 
 
 def run_cells(jobs: list[Job], text: Text, on_step: OnStep) -> Generator[dict[str, Any]]:
-    """Yield each job's cell as it finishes.
+    """Yield the outcome of each job as it ends: its cell, or its failure.
 
     Raises:
         BadInput, CannotWrite: as `run_cell`.
-        CellFailed: a worker ended in another exception, or was killed.
     """
     device = jobs[0].config.device if jobs else "cpu"
     processes = min(PROCESSES, _cores(), len(jobs)) if device == "cpu" else 1
     if processes < 2:
         for job in jobs:
-            yield run_cell(job, text, lambda step, job=job: on_step(job, step))
+            yield attempt(job, text, lambda step, job=job: on_step(job, step))
         return
     messages: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
     waiting = iter(jobs)
-    workers = [_Worker(messages) for _ in range(processes)]
+    workers = [_Worker(messages, job) for job in itertools.islice(waiting, processes)]
     try:
-        for worker in workers:
-            worker.start(next(waiting))
         for _ in jobs:
-            yield _next_cell(messages, waiting, on_step)
+            worker, outcome = _next_outcome(messages, on_step)
+            job = next(waiting, None)
+            if job is not None and worker.ended:
+                workers.append(_Worker(messages, job))
+            else:
+                worker.start(job)
+            yield outcome
     finally:
         for worker in workers:
             worker.stop()
 
 
-def _next_cell(messages: queue.SimpleQueue, waiting: Iterator[Job], on_step: OnStep) -> dict[str, Any]:
+def _next_outcome(messages: queue.SimpleQueue, on_step: OnStep) -> tuple[_Worker, dict[str, Any]]:
     while True:
         worker, message = messages.get()
-        job = worker.job
         if message is None:
-            how = worker.process.wait()
-            why = "was killed, perhaps for want of memory" if how < 0 else "failed as shown above"
-            raise CellFailed(f"training {job.router} with seed {job.seed} {why}; finished cells are kept")
-        if "error" in message:
+            worker.ended = True
+            if worker.job is not None:
+                return worker, failure(worker.job, f"its process {_end(worker.process.wait())}")
+        elif "error" in message:
             raise ERRORS[message["error"]](message["text"])
-        if "cell" in message:
-            worker.start(next(waiting, None))
-            return message["cell"]
-        on_step(job, message["step"])
+        elif "outcome" in message:
+            return worker, message["outcome"]
+        else:
+            on_step(worker.job, message["step"])
+
+
+def _end(status: int) -> str:
+    if status < 0:
+        return f"was killed by signal {-status}, perhaps for want of memory"
+    return f"ended with status {status}"
 
 
 class _Worker:
-    def __init__(self, messages: queue.SimpleQueue) -> None:
+    def __init__(self, messages: queue.SimpleQueue, job: Job) -> None:
         command = [sys.executable, "-P", "-m", "gatelab.bench.workers"]
         self.process = subprocess.Popen(
             command,
@@ -86,15 +96,17 @@ class _Worker:
             env={**KERNELS_KEPT, **os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             start_new_session=True,  # Ctrl-C is for the parent, which ends its workers
         )
-        self.job: Job
         self._listener = threading.Thread(target=self._listen, args=(messages,), daemon=True)
         self._listener.start()
+        self.ended = False
+        self.start(job)
 
     def start(self, job: Job | None) -> None:
+        self.job = job
         if job is not None:
-            self.job = job
             assert self.process.stdin is not None
-            print(json.dumps(dataclasses.asdict(job), default=str), file=self.process.stdin, flush=True)
+            with contextlib.suppress(BrokenPipeError):  # that it has ended is heard by the listener
+                print(json.dumps(dataclasses.asdict(job), default=str), file=self.process.stdin, flush=True)
 
     def stop(self) -> None:
         self.process.kill()
@@ -104,7 +116,8 @@ class _Worker:
     def _listen(self, messages: queue.SimpleQueue) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            messages.put((self, json.loads(line)))
+            if line.endswith("\n"):  # else it was killed in the middle of it
+                messages.put((self, json.loads(line)))
         messages.put((self, None))
 
 
@@ -122,9 +135,9 @@ def main() -> None:
     text = None
     while True:
         job = jobs.get()
-        text = text or load_text(job.text, job.config.sequence_length)
         try:
-            answer: dict[str, Any] = {"cell": run_cell(job, text, _Throttled(answers))}
+            text = text or load_text(job.text, job.config.sequence_length)
+            answer: dict[str, Any] = {"outcome": attempt(job, text, _Throttled(answers))}
         except tuple(ERRORS.values()) as error:
             answer = {"error": type(error).__name__, "text": str(error)}
         print(json.dumps(answer), file=answers)

@@ -134,9 +134,18 @@ def test_report_renders_again_and_compares_two_runs(gatelab_command, tmp_path):
         "gatelab: nowhere/results.json cannot be read: No such file or directory; "
         "name the --out of a `gatelab compare`\n",
     )
+    results = (tmp_path / "run1/results.json").read_text()
+    (tmp_path / "run1/results.json").write_text(results.replace('"seeds": 1', '"seeds": 1e99'))
+    status, _, err = gatelab_command("report", "run0", "run1")
+    assert (status, err) == (
+        2,
+        "gatelab: run1/results.json is damaged: config.seeds is 1e+99, not a whole number from 1 to 1000; "
+        "undo the edit, or give the run's `gatelab compare` again, which makes it anew\n",
+    )
     # Reports are files of the run, so it goes on.
     given = ["compare", *SMALL, "--routers", "random", "--text", "text.txt", "--seed", "1", "--out", "run1"]
     assert gatelab_command(*given)[0] == 0
+    assert (tmp_path / "run1/results.json").read_text() == results
 
 
 def test_a_report_that_cannot_be_written_after_training_is_no_bad_input(gatelab_command, tmp_path):

@@ -94,7 +94,8 @@ from pathlib import Path
 from tiny import quiet, tiny
 from gatelab.bench import compare, config
 compare.run_cells = lambda *_: (cell for cell in ())
-compare.compare(tiny(*config.DEFAULT_ROUTERS, "remoe"), Path("run"), text=Path("text.txt"), on_step=quiet)
+gates = tiny(*config.DEFAULT_ROUTERS, "remoe", batch_size=64)
+compare.compare(gates, Path("run"), text=Path("text.txt"), on_step=quiet)
 print({"numba", "torch._dynamo", "sympy", "matplotlib"} & set(sys.modules))
 """
 

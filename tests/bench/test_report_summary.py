@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from typing import Any
 
 import pytest
 from results_factory import make_results
@@ -192,20 +193,30 @@ def test_newer_schema_is_refused():
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        (["cells"], None, "results.cells is missing or null"),
-        (["cells"], [1, 2], r"results.cells\[0\] is 1"),
-        (["cells", 0, "layers"], "x", r"cells\[0\].layers is 'x'"),
+        (["cells"], None, "cells is null, not a list"),
+        (["cells"], [1, 2], r"cells\[0\] is 1, not an object"),
+        (["cells", 0, "layers"], "x", r"cells\[0\].layers is 'x', not a list"),
         (["cells", 0, "layers"], [[]], r"cells\[0\].layers\[0\] is \[\]"),
-        (["cells", 0, "val_bits_per_byte"], "oops", "val_bits_per_byte is 'oops'"),
+        (["cells", 0, "val_bits_per_byte"], "oops", "val_bits_per_byte is 'oops', not null or a number within"),
+        (["cells", 0, "val_bits_per_byte"], 1e308, "val_bits_per_byte is 1e.308, not null or a number within"),
         (["cells", 0, "seed"], True, "seed is True"),
         (["cells", 0, "seed"], 2**70, "seed is 11"),
+        (["cells", 0, "seed"], 7, r"cells\[0\]: seed 7 is not among the 2 from first_seed = 0"),
         (["cells", 0, "history", "step"], [0], "the lists of history differ in length"),
         (["cells", 0, "layers", 0, "load"], [[1]], "the lists of layers.0 differ in length"),
         (["cells", 0, "seed"], 1, "router 'random' with seed 1 is there twice"),
-        (["routers"], [], r"results.routers is \[\]"),
+        (["cells", 0, "router"], "other", "router 'other' is not among routers"),
+        (["failures"], [{"router": "random", "seed": 1, "reason": "x"}], r"failures\[0\]: router 'random' with seed 1"),
+        (["failures"], [{"router": "random", "seed": 1}], r"failures\[0\].reason is missing, not text"),
+        (["routers"], [], r"routers is \[\], not an object"),
         (["routers", "random", "flops_per_token"], {}, "routers.random.flops_per_token.router is missing"),
-        (["config", "text"], 5, "results.config.text is 5"),
-        (["machine"], {}, "results.machine.platform is missing"),
+        (["config", "text"], 5, "config.text is 5, not an object"),
+        (["config", "seeds"], 10**12, "config.seeds is 1000000000000, not a whole number from 1 to 1000"),
+        (["config", "seeds"], -1, "config.seeds is -1, not a whole number from 1"),
+        (["config", "seeds"], 2.0, "config.seeds is 2.0, not a whole number"),
+        (["config", "seeds"], "2", "config.seeds is '2', not a whole number"),
+        (["config", "num_experts"], 0, "config.num_experts is 0, not a whole number from 1"),
+        (["machine"], {}, "machine.platform is missing"),
     ],
 )
 def test_results_of_another_shape_are_refused_by_the_place(path, value, says):
@@ -219,8 +230,22 @@ def test_results_of_another_shape_are_refused_by_the_place(path, value, says):
         Run(results)
 
 
-def test_cell_of_an_unknown_router_is_refused():
+@pytest.mark.parametrize(
+    "path", [["machine", "cores"], ["routers", "random", "fallback"], ["cells", 0, "train_seconds"]]
+)
+def test_what_may_be_null_may_not_be_missing(path):
     results = make_results(["random"], steps=8)
-    results["cells"][0]["router"] = "other"
-    with pytest.raises(ValueError, match="router 'other' is not among routers"):
+    *way, last = path
+    place: Any = results
+    for step in way:
+        place = place[step]
+    del place[last]
+    with pytest.raises(ValueError, match=rf"{last} is missing"):
         Run(results)
+
+
+def test_what_is_not_known_here_is_no_damage():
+    results = make_results(["random"], steps=8)
+    for place in (results, results["config"], results["cells"][0], results["cells"][0]["history"]):
+        place["note"] = "mine"
+    assert Run(results).num_finished == 2

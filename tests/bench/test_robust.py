@@ -148,9 +148,9 @@ def test_a_file_that_is_not_ours_is_named_and_refused(name, content, says, tmp_p
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (None, "is damaged: cell.router is missing or null; delete it and its cell is trained again"),
-        ({"layers": None}, "is damaged: cell.layers is missing or null"),
-        ({"val_bits_per_byte": "oops"}, "is damaged: cell.val_bits_per_byte is 'oops'"),
+        (None, "is damaged: cell.router is missing, not text; delete it and its cell is trained again"),
+        ({"layers": None}, "is damaged: cell.layers is null, not a list"),
+        ({"val_bits_per_byte": "oops"}, "is damaged: cell.val_bits_per_byte is 'oops', not null or a number"),
         ({"seed": 7}, "holds the cell of random, seed 7; delete it"),
         ({"router": "dense"}, "holds the cell of dense, seed 0; delete it"),
     ],

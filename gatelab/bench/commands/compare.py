@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from click.core import ParameterSource
 from gatelab.bench.commands.output import json_option, print_json, progress
 from gatelab.bench.compare import compare as run_comparison
 from gatelab.bench.config import CompareConfig, flag
-from gatelab.bench.errors import BadInput
+from gatelab.bench.errors import BadInput, CellFailed
 from gatelab.bench.files import writing
 from gatelab.routers.compose import factorial
 
@@ -68,7 +69,7 @@ def compare(
             done[router, seed] = step
             bar.update(task, description=f"{router}, seed {seed}", completed=sum(done.values()))
 
-        results = run_comparison(config, out, text=text, on_step=on_step)
+        results = run_comparison(config, out, text=text, on_step=on_step, on_failure=_say)
         from gatelab.bench.report import write_report  # matplotlib: not beside the workers' memory
 
         with writing("results.json is whole: `gatelab report DIR --out ELSEWHERE` renders it"):
@@ -77,6 +78,13 @@ def compare(
         print_json(results)
     else:
         print(page)
+    if failed := len(results["failures"]):
+        total = len(names) * config.seeds
+        raise CellFailed(f"{failed} of {total} cells failed, see above or {page}; the same command tries them again")
+
+
+def _say(failure: dict[str, Any]) -> None:
+    print(f"gatelab: {failure['router']}, seed {failure['seed']}: {failure['reason']}", file=sys.stderr)
 
 
 def _factorial(vary: tuple[str, ...], hold: tuple[str, ...]) -> tuple[str, ...]:

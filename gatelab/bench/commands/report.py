@@ -10,6 +10,7 @@ import click
 from gatelab.bench.commands.output import json_option, print_json, seed_option
 from gatelab.bench.errors import BadInput
 from gatelab.bench.files import read_json, where_and_why
+from gatelab.bench.report.run import Run
 
 
 @click.command()
@@ -29,8 +30,6 @@ def report(directory: Path, other: Path | None, out: Path | None, as_json: bool)
             page = write_report(runs[0], out)
         else:
             page = write_comparison(runs[0], runs[1], out, (directory.name, other.name))
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{directory}: {error}; it was edited or mixed") from error
     except OSError as error:
         raise BadInput(f"cannot write {where_and_why(error)}; pass another --out") from error
     if as_json:
@@ -40,4 +39,11 @@ def report(directory: Path, other: Path | None, out: Path | None, as_json: bool)
 
 
 def _results(directory: Path) -> dict[str, Any]:
-    return read_json(directory / "results.json", "results", "name the --out of a `gatelab compare`")
+    path = directory / "results.json"
+    results = read_json(path, "results", "name the --out of a `gatelab compare`")
+    try:
+        Run(results)
+    except (ValueError, RecursionError) as error:
+        remedy = "undo the edit, or give the run's `gatelab compare` again, which makes it anew"
+        raise BadInput(f"{path} is damaged: {error}; {remedy}") from error
+    return results

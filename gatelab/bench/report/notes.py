@@ -7,7 +7,7 @@ from typing import Any
 
 from gatelab.bench.report.paired import SAME_WITHIN
 from gatelab.bench.report.run import LEAKY, SCORE, Run, mean
-from gatelab.bench.report.words import number, quantity
+from gatelab.bench.report.words import listing, number, quantity
 
 INTERVALS = (
     "the difference seed by seed with its 95 % interval. The noise in it is what router and seed leave unexplained in "
@@ -67,12 +67,14 @@ def fallbacks(run: Run) -> list[tuple[str, str, str]]:
 def gate_line(run: Run, name: str) -> str:
     """One gate in a line."""
     score = run.mean(name, SCORE)
-    return f"{number(score)} bits per byte" if math.isfinite(score) else "no finished cell"
+    if math.isfinite(score):
+        return f"{number(score)} bits per byte"
+    return "failed" if run.failures(name) else "no finished cell"
 
 
 def gate_facts(run: Run, name: str) -> list[tuple[str, str]]:
     """What is known of a gate besides its figures."""
-    router = run.routers[name]
+    router, failures = run.routers[name], run.failures(name).items()
     facts = {
         "Source": router["source"],
         "Equation": router["equation"],
@@ -81,6 +83,7 @@ def gate_facts(run: Run, name: str) -> list[tuple[str, str]]:
         "Parameters": f"{quantity(router['parameters'])}, {quantity(router['router_parameters'])} of them in its gates",
         "Per token": ", ".join(_work(router)),
         "Scored by": router["fallback"] or "",
+        "Failed": "; ".join(f"seed {listing([str(s) for s in seeds])}: {why}" for why, seeds in failures),
     }
     return [(term, text) for term, text in facts.items() if text]
 

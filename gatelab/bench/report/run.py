@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from gatelab.bench.files import SCHEMA
+from gatelab.bench.files import SCHEMA, plain
 from gatelab.bench.report.paired import Noise, estimate_noise
 from gatelab.bench.shape import results_misfit
 
@@ -25,26 +25,21 @@ class Run:
 
     Raises:
         ValueError: the schema is newer than this library's, something is missing or of another type, or a cell is there
-            twice or of a router that the run does not describe.
+            twice or of a router or a seed that the run does not have.
     """
 
     def __init__(self, results: Mapping[str, Any]) -> None:
         if results["schema"] > SCHEMA:
             raise ValueError(f"schema={results['schema']} is newer than {SCHEMA}, the one known here; update gatelab")
+        results = printable(plain(results))
         if damage := results_misfit(results):
             raise ValueError(damage)
-        results = printable(results)
         self.version: str = results["gatelab"]
         self.machine: dict[str, Any] = results["machine"]
         self.config: dict[str, Any] = results["config"]
         self.routers: dict[str, dict[str, Any]] = results["routers"]
-        for cell in results["cells"]:
-            if cell["router"] not in self.routers:
-                raise ValueError(f"cells: router {cell['router']!r} is not among routers; the file was edited or mixed")
-        keys = [(cell["router"], cell["seed"]) for cell in results["cells"]]
-        if twice := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
-            raise ValueError(f"cells: router {twice[0]!r} with seed {twice[1]} is there twice")
         self._cells: list[dict[str, Any]] = sorted(results["cells"], key=lambda cell: cell["seed"])
+        self._failures: list[dict[str, Any]] = results.get("failures", [])
         self.learned = [name for name, router in self.routers.items() if not router["baseline"]]
         self.baselines = [name for name, router in self.routers.items() if router["baseline"]]
         self.reference = REFERENCE if REFERENCE in self.routers else next(iter(self.learned), None)
@@ -57,10 +52,22 @@ class Run:
 
     @property
     def missing(self) -> dict[str, list[int]]:
-        """Seeds without a finished cell, for the routers that have any."""
-        done = {(cell["router"], cell["seed"]) for cell in self._cells}
+        """Seeds whose cell has neither finished nor failed, for the routers that have any."""
+        done = {(cell["router"], cell["seed"]) for cell in (*self._cells, *self._failures)}
         open_seeds = {name: [seed for seed in self.seeds if (name, seed) not in done] for name in self.routers}
         return {name: seeds for name, seeds in open_seeds.items() if seeds}
+
+    @property
+    def num_failed(self) -> int:
+        return len(self._failures)
+
+    def failures(self, router: str) -> dict[str, list[int]]:
+        """Why cells of a router failed, and the seeds of those that did for the same reason."""
+        found: dict[str, list[int]] = {}
+        for failure in self._failures:
+            if failure["router"] == router:
+                found.setdefault(failure["reason"], []).append(failure["seed"])
+        return found
 
     @property
     def unscored(self) -> dict[str, list[int]]:

@@ -176,7 +176,7 @@ def router_share(run: Run, router: str) -> float:
 
 
 def _warnings(run: Run) -> list[str]:
-    found = []
+    found = _failed(run)
     if run.missing:
         total = len(run.routers) * len(run.seeds)
         found.append(f"Unfinished: {run.num_finished} of {total} cells are done. Missing: {cell_list(run.missing)}.")
@@ -193,6 +193,14 @@ def _warnings(run: Run) -> list[str]:
             f"Only {count(len(run.seeds), 'seed')}: {_few_seeds(run)} Run more before trusting a small difference."
         )
     return found
+
+
+def _failed(run: Run) -> list[str]:
+    return [
+        f"Failed: {cell_list({name: seeds})}: {reason}."
+        for name in run.routers
+        for reason, seeds in run.failures(name).items()
+    ]
 
 
 def _few_seeds(run: Run) -> str:

@@ -56,9 +56,11 @@ def _last(value: float) -> float:
 
 
 def _remark(run: Run, name: str) -> str:
-    """Seeds that are missing, and the figure that must not be ranked."""
+    """Seeds that are missing or failed, and the figure that must not be ranked."""
     known, leaky = len(run.values(name, SCORE)), run.mean(name, LEAKY)
     found = [f"{known} of {len(run.seeds)} seeds"] if known < len(run.seeds) else []
+    if failed := sum(map(len, run.failures(name).values())):
+        found.append(f"{failed} failed")
     if name in run.unscored:
         found = ["not scored: no causal form"]
     return ", ".join(found + ([f"leaky: {number(leaky)}"] if math.isfinite(leaky) else []))
