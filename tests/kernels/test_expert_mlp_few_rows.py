@@ -5,7 +5,7 @@ import torch
 from expert_mlp_cases import DIFFERENTIABLE, TOLERANCE, assert_equal, make
 
 from gatelab import kernels
-from gatelab.kernels.cpu import _few_rows, _fused
+from gatelab.kernels.cpu import _fused
 from gatelab.kernels.cpu._expert_forward import Arguments, Piece
 
 
@@ -39,12 +39,7 @@ def test_which_rows_are_few() -> None:
 
 
 def _uses_few_rows(arguments: dict) -> bool:
-    with pytest.MonkeyPatch.context() as patch:
-        used: list[bool] = []
-        compiled = _few_rows.swiglu_expert
-        patch.setattr(_few_rows, "swiglu_expert", lambda is_bfloat16: used.append(True) or compiled(is_bfloat16))
-        kernels.expert_mlp(**arguments)
-    return bool(used)
+    return _fused.few_rows(Arguments(**{"activation": "swiglu", "weights_on_input": False} | arguments)) is not None
 
 
 def test_a_nan_and_a_large_gate() -> None:
@@ -71,4 +66,24 @@ def test_a_token_that_does_not_exist(wrong: int, T: int, dtype: torch.dtype) -> 
 def test_offsets_past_the_assignments(start: int, stop: int, fits: bool) -> None:
     tensors = [t.detach() if t is not None else t for t in make(6, 32, 32, 2, 1).values()]
     arguments = Arguments(*tensors, "swiglu", False)
-    assert (_fused.fused(arguments, [Piece(0, start, stop), Piece(1, 0, 1)], None) is not None) == fits
+    assert _fused.is_plain(arguments, [Piece(0, start, stop), Piece(1, 0, 1)]) == fits
+
+
+@pytest.mark.parametrize(
+    ("offsets", "fits"), [([0, 3, 6], True), ([0, 3, 7], False), ([-2, 3, 6], False), ([0, 7, 6], False)]
+)
+def test_offsets_past_the_assignments_of_few_rows(offsets: list[int], fits: bool) -> None:
+    arguments = {n: t.detach() if t is not None else t for n, t in make(6, 32, 32, 2, 1).items()}
+    assert _uses_few_rows(arguments | {"expert_offsets": torch.tensor(offsets)}) == fits
+
+
+def test_no_expert_is_used_and_one_thread() -> None:
+    arguments = {n: t.detach() if t is not None else t for n, t in make(5, 40, 33, 3, 1).items()}
+    assert not kernels.expert_mlp(**arguments | {"expert_offsets": torch.zeros(4, dtype=torch.int64)}).any()
+    y = kernels.expert_mlp(**arguments)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3 - min(threads, 2))
+    try:
+        assert torch.equal(kernels.expert_mlp(**arguments), y)  # whatever the number of cores
+    finally:
+        torch.set_num_threads(threads)

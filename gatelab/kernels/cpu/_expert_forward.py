@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gatelab.kernels.cpu._block_activation import BlockActivation
 from gatelab.kernels.cpu._cores import run
-from gatelab.kernels.cpu._fused import fused
+from gatelab.kernels.cpu._fused import few_rows, fused
 from gatelab.kernels.cpu._gemm import gather, linear, needs_memory, padded
 from gatelab.kernels.cpu._memory import Scratch, Scratches, empty
 
@@ -64,6 +64,8 @@ class Piece(NamedTuple):
 def forward(arguments: Arguments, keep_hidden: bool) -> tuple[Tensor, Tensor]:
     """y (T, D) and, if `keep_hidden`, what enters the activation (M, J); else (0, J)."""
     x_TD, on_input, J = arguments.x_TD, arguments.weights_on_input, arguments.up_proj.shape[1]
+    if not keep_hidden and (y_TD := few_rows(arguments)) is not None:
+        return y_TD, x_TD.new_empty(0, J)
     activation = BlockActivation(arguments.activation)
     offsets = arguments.expert_offsets.tolist()
     weights = arguments.weights.to(x_TD.dtype)

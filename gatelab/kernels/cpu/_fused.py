@@ -29,22 +29,26 @@ def fused(arguments: Arguments, pieces: list[Piece], hidden: Tensor | None) -> W
     if not is_plain(arguments, pieces):
         return None
     N = max(stop for _, _, stop in pieces)
-    if hidden is None and len(pieces) * _FEW_ROWS >= N:
-        return _few_rows(arguments, N)
     return _blocks(arguments, max(stop - start for _, start, stop in pieces), N, hidden)
 
 
 def is_plain(arguments: Arguments, pieces: list[Piece]) -> bool:
     """Whether these are the experts, and tokens that exist, which the kernels are made for."""
     return (
+        _are_swiglu(arguments)
+        and bool(pieces)
+        # torch's operations say what is wrong, these kernels would read what is not theirs
+        and _are_within(arguments, pieces[0].start, max(stop for _, _, stop in pieces))
+    )
+
+
+def _are_swiglu(arguments: Arguments) -> bool:
+    return (
         arguments.activation == "swiglu"
         and not arguments.weights_on_input
         and arguments.up_bias is arguments.down_bias is None
         and arguments.up_proj.is_contiguous()
         and arguments.down_proj.is_contiguous()
-        and bool(pieces)
-        # torch's operations say what is wrong, these kernels would read what is not theirs
-        and _are_within(arguments, pieces[0].start, max(stop for _, _, stop in pieces))
     )
 
 
@@ -53,21 +57,17 @@ def _are_within(arguments: Arguments, start: int, stop: int) -> bool:
     return start >= 0 and stop <= len(arguments.token_index) and bool(first >= 0) and bool(last < len(arguments.x_TD))
 
 
-def _few_rows(arguments: Arguments, N: int) -> Work | None:
-    dtype = arguments.x_TD.dtype
-    if dtype not in (torch.float32, torch.bfloat16) or (module := _numba("_few_rows")) is None:
+def few_rows(arguments: Arguments) -> Tensor | None:
+    """y (T, D), where a kernel for few rows per expert fits."""
+    x_TD, tokens, weights = arguments.x_TD, arguments.token_index, arguments.weights
+    are_few = 0 < len(tokens) <= _FEW_ROWS * arguments.down_proj.shape[0] and x_TD.dtype in (
+        torch.float32,
+        torch.bfloat16,
+    )
+    if not are_few or not _are_swiglu(arguments) or (module := _numba("_few_rows")) is None:
         return None
-    kernel = module.swiglu_expert(dtype == torch.bfloat16)
-    x_TD, up_EJD, down_EDI = map(_numbers, (arguments.x_TD, arguments.up_proj, arguments.down_proj))
-    tokens, weights = _numbers(arguments.token_index), _numbers(arguments.weights.float())
-    rows_ND = torch.empty(N, x_TD.shape[1])
-    out_ND = rows_ND.numpy()
-
-    def work(piece: Piece) -> None:
-        e, start, stop = piece
-        kernel(x_TD, tokens[start:stop], up_EJD[e], down_EDI[e], weights[start:stop], out_ND[start:stop])
-
-    return work, rows_ND
+    vectors = (tokens.contiguous(), arguments.expert_offsets.contiguous(), weights.float().contiguous())
+    return module.experts(x_TD.contiguous(), *vectors, arguments.up_proj, arguments.down_proj)
 
 
 def _numbers(tensor: Tensor) -> np.ndarray:

@@ -60,7 +60,7 @@ def last_lines(code: str, **environment: str) -> list[str]:
 
 
 # The assignment solves on the CPU; a product and a choice are what the libraries of a GPU have.
-LENT = {"balanced_assignment": "cpu", "router_logits": "reference", "topk": "reference"}
+LENT = {"balanced_assignment": "cpu", "router_logits": "reference", "topk": "reference", "topk_routing": "reference"}
 
 
 def test_every_primitive_has_a_triton_version_but_those_lent():
