@@ -39,6 +39,7 @@ class Recipe:
         source: paper, section, year; empty for a gate that does not say.
         equation: one line.
         top_k: `free`, or `fixed` when the gate itself settles the number of experts per token.
+        adds_experts: whether tokens choose among more than the real experts, so that top_k may exceed these.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Recipe:
     source: str = ""
     equation: str = ""
     top_k: TopK = "free"
+    adds_experts: bool = False
 
     @property
     def doc(self) -> str:
@@ -62,14 +64,16 @@ class Recipe:
 _RECIPES: dict[str, Recipe] = {}
 
 
-def recipe(*names: str, source: str, equation: str, top_k: TopK = "free") -> Callable[[Maker], Maker]:
+def recipe(
+    *names: str, source: str, equation: str, top_k: TopK = "free", adds_experts: bool = False
+) -> Callable[[Maker], Maker]:
     """Register a function (hidden_size, num_experts, top_k=…, **overrides) -> Router under these names."""
     if top_k not in get_args(TopK):
         raise ValueError(f"top_k={top_k!r} is unknown; choose one of {get_args(TopK)}")
 
     def register(make: Maker) -> Maker:
         for name in names:
-            _RECIPES[name] = Recipe(name, make, source, equation, top_k)
+            _RECIPES[name] = Recipe(name, make, source, equation, top_k, adds_experts)
         return make
 
     return register
@@ -172,7 +176,7 @@ def create_router(
     top_k = None if top_k is None else _positive_integer("top_k", top_k)
     parameters = _parameters(found.make)
     if top_k is not None:
-        if top_k > num_experts:
+        if top_k > num_experts and not found.adds_experts:
             raise ValueError(f"top_k={top_k} is more than num_experts={num_experts}; choose at most {num_experts}")
         overrides["top_k"] = top_k
     elif "top_k" in parameters and isinstance(default := parameters["top_k"].default, int) and default > num_experts:

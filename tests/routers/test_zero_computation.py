@@ -165,9 +165,9 @@ class TestLongCat:
             torch.nn.init.normal_(parameter, std=0.5)
         return block
 
-    def test_it_equals_transformers_block(self):
+    @pytest.mark.parametrize(("E", "Z", "k"), [(6, 3, 4), (2, 4, 5)])  # also more choices than real experts
+    def test_it_equals_transformers_block(self, E, Z, k):
         torch.manual_seed(0)
-        E, Z, k = 6, 3, 4
         block = self.published(E, Z, k)
         router = gatelab.create_router("longcat-flash", D, E, k, num_identity=Z)
         experts = Experts(E, D, 4, zero_computation=router.zero_computation)
@@ -183,6 +183,18 @@ class TestLongCat:
         dense = torch.zeros(14, E + Z).scatter(1, ids, weights)
         torch.testing.assert_close(routing.to_dense(), dense)
         torch.testing.assert_close(y, block(x))
+
+    def test_choices_beyond_the_real_experts(self):
+        # Of K = 5 choices Z = 2 can be identities, so at least 3 real ones; 2/3 · 5 = 3.3. Of 6 all 4 real ones.
+        make = gatelab.create_router
+        assert [make("longcat-flash", D, 4, k).balance[0].expected for k in (5, 6)] == [pytest.approx(10 / 3), 4]
+        assert make("longcat-flash", D, 8, 6, num_identity=1).balance[0].expected == 5
+        with pytest.raises(ValueError, match="top_k=7 does not fit num_experts=6"):
+            make("longcat-flash", D, 4, 7)
+        with pytest.raises(ValueError, match="top_k=5 does not fit num_experts=4"):
+            make("longcat-flash", D, 4, 5, num_identity=0)
+        routing = make("moe-plus-plus", D, 1, 3)(torch.randn(6, D))
+        assert bool((routing.experts_per_token == 3).all())
 
     def test_the_step_by_hand(self):
         # N = 2 real of E = 3, K = 2, K_e = 1: aim K_e/(K N) = ¼. T = 10, loads (10, 2, 8): shares of K T = 20 are

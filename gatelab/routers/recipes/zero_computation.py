@@ -14,6 +14,7 @@ from gatelab.routers.weight import Scale
     "moe-plus-plus",
     source="MoE++, Jin et al. 2024, arXiv 2410.07348, §3; released code",
     equation="z = W₂ tanh(W₁ x) + G z_previous;  p = softmax(z) over real and zero-computation experts;  top-k;  w = p",
+    adds_experts=True,
 )
 def moe_plus_plus(
     hidden_size: int,
@@ -48,6 +49,7 @@ def moe_plus_plus(
     "longcat-flash",
     source="LongCat-Flash, arXiv 2509.01322, §2.1; transformers' LongcatFlashTopkRouter",
     equation="s = softmax(W x) over N real and Z identity experts;  top-k of s + b;  w = 6 s;  b follows the load",
+    adds_experts=True,
 )
 def longcat_flash(
     hidden_size: int,
@@ -62,15 +64,16 @@ def longcat_flash(
     """Every third expert is the identity, so the compute per token varies around an aim that a bias controller holds.
 
     `num_experts` counts the real experts (published: 512); `num_identity` follow (default half as many; published:
-    256), of which the layer must know: `Experts(..., zero_computation=router.zero_computation)`. `expected` real
-    experts per token are aimed at (default two thirds of `top_k`; published: 8 of 12). Weights are not renormalised.
-    After gradient accumulation the bias is that of the whole batch exactly.
+    256), of which the layer must know: `Experts(..., zero_computation=router.zero_computation)`. `top_k` may be as many
+    as both together. `expected` real experts per token are aimed at (published: 8 of 12; default two thirds of `top_k`,
+    or the nearest that `top_k` choices among so many of both can be). Weights are not renormalised. After gradient
+    accumulation the bias is that of the whole batch exactly.
     Deviations: the device-level loss is left out; the controller's rate is not published (0.01
     moves the bias of an idle expert by a mean score, 1/768 as published, in about 100 steps).
     Prefer it for compute that follows the token with a fixed budget on average.
     """
     identities = max(num_experts // 2, 1) if num_identity is None else num_identity
-    expected = min(top_k * 2 / 3, num_experts) if expected is None else expected
+    expected = min(max(top_k * 2 / 3, top_k - identities), num_experts) if expected is None else expected
     E = num_experts + identities
     return Router(
         score=LinearScore(hidden_size, E),
