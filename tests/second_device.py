@@ -111,13 +111,18 @@ def on(device: str) -> contextlib.AbstractContextManager:
     return OnTwin() if device == "twin" else contextlib.nullcontext()
 
 
+def alike(device: str) -> contextlib.AbstractContextManager:
+    """A block in which the CPU rounds as the device does: its own kernels add up in another order."""
+    return kernels.use("reference") if device == "cpu" else contextlib.nullcontext()
+
+
 def route(name: str, device: str) -> list[Tensor]:
     """Losses of three steps with updates between them, the last with padding, then the weights in evaluation, with
     padding too, and every gradient.
     """
     torch.manual_seed(0)
     gate, x = speed._create(name, SIZE), torch.randn(SIZE[:3])
-    with on(device):
+    with on(device), alike(device):
         router, x = gate.router.to(device), x.to(device).requires_grad_()
         assert all(t.device.type == device for t in (*router.parameters(), *router.buffers()))
         results = []
