@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gatelab.kernels.cpu._memory import Scratches, empty
+from gatelab.kernels.cpu._memory import Scratches, empty, entries
 
 if TYPE_CHECKING:
     from gatelab.kernels.cpu._expert_forward import Arguments, Piece
@@ -82,24 +82,18 @@ def _blocks(arguments: Arguments, most_rows: int, N: int, hidden: Tensor | None)
     _, D, I = arguments.down_proj.shape
     rows_ND = empty((N, D), torch.bfloat16)
     scratches = Scratches(1, (module.scratch_elements(most_rows, D, I),), torch.bfloat16)
-    x_TD, tokens = arguments.x_TD.contiguous(), arguments.token_index.contiguous()
-    weights = arguments.weights.float().contiguous()
+    x_TD, tokens, weights = arguments.x_TD.contiguous(), arguments.token_index, arguments.weights.float()
+    by_row = [entries(t) for t in (tokens.contiguous(), weights.contiguous(), hidden, rows_ND)]
+    by_expert = [entries(arguments.up_proj), entries(arguments.down_proj)]
 
     def work(piece: Piece) -> None:
         e, start, stop = piece
+        tokens_n, weights_n, hidden_nJ, rows_nD = (at(start) for at in by_row)
+        up_JD, down_DI = (at(e) for at in by_expert)
         with scratches.lend() as scratch:
+            place = scratch.take(1, 1).data_ptr()
             module.swiglu_expert(
-                x_TD.data_ptr(),
-                tokens[start:].data_ptr(),
-                stop - start,
-                arguments.up_proj[e].data_ptr(),
-                arguments.down_proj[e].data_ptr(),
-                weights[start:].data_ptr(),
-                D,
-                I,
-                0 if hidden is None else hidden[start:].data_ptr(),
-                rows_ND[start:].data_ptr(),
-                scratch.take(1, 1).data_ptr(),
+                x_TD.data_ptr(), tokens_n, stop - start, up_JD, down_DI, weights_n, D, I, hidden_nJ, rows_nD, place
             )
 
     return work, rows_ND

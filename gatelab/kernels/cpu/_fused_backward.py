@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gatelab.kernels.cpu._fused import bfloat16_module, is_plain
-from gatelab.kernels.cpu._memory import Scratches
+from gatelab.kernels.cpu._memory import Scratches, entries
 
 if TYPE_CHECKING:
     from gatelab.kernels.cpu._expert_forward import Arguments, Piece
@@ -34,9 +35,11 @@ def fused_backward(
     _, D, I = arguments.down_proj.shape
     most_rows = max(stop - start for _, start, stop in blocks)
     scratches = Scratches(1, (module.scratch_elements(most_rows, D, I),), torch.bfloat16)
-    x_TD, grad_TD, tokens = arguments.x_TD.contiguous(), grad_TD.contiguous(), arguments.token_index.contiguous()
-    hidden, weights = hidden.contiguous(), arguments.weights.detach().contiguous()
-    grads = (torch.empty_like(weights) if grad_weights is None else grad_weights).numpy()
+    x_TD, grad_TD = arguments.x_TD.contiguous(), grad_TD.contiguous()
+    weights = arguments.weights.detach().contiguous().numpy()
+    grads = np.empty_like(weights) if grad_weights is None else grad_weights.numpy()
+    by_row = [entries(t) for t in (arguments.token_index.contiguous(), hidden.contiguous(), grad_rows_ND)]
+    by_expert = [entries(t) for t in (arguments.up_proj, arguments.down_proj, grad_up_EJD, grad_down_EDI)]
 
     def work(e: int) -> None:
         own = pieces[e]
@@ -44,23 +47,21 @@ def fused_backward(
             grad_up_EJD[e].zero_()
             grad_down_EDI[e].zero_()
         sums = torch.empty(3 * D * I if len(own) > 1 else 0)  # so that a sum of many terms is rounded once
+        up_JD, down_DI, grad_up_JD, grad_down_DI = (at(e) for at in by_expert)
         for i, (_, start, stop) in enumerate(own):
+            tokens_n, hidden_nJ, grad_rows_nD = (at(start) for at in by_row)
+            inputs = (x_TD.data_ptr(), grad_TD.data_ptr(), tokens_n, stop - start, up_JD, down_DI)
             with scratches.lend() as scratch:
                 module.swiglu_expert_gradients(
-                    x_TD.data_ptr(),
-                    grad_TD.data_ptr(),
-                    tokens[start:].data_ptr(),
-                    stop - start,
-                    arguments.up_proj[e].data_ptr(),
-                    arguments.down_proj[e].data_ptr(),
-                    weights[start:stop].numpy(),
+                    *inputs,
+                    weights[start:stop],
                     D,
                     I,
-                    hidden[start:].data_ptr(),
-                    0 if grad_rows_ND is None else grad_rows_ND[start:].data_ptr(),
+                    hidden_nJ,
+                    grad_rows_nD,
                     grads[start:stop],
-                    0 if grad_up_EJD is None else grad_up_EJD[e].data_ptr(),
-                    0 if grad_down_EDI is None else grad_down_EDI[e].data_ptr(),
+                    grad_up_JD,
+                    grad_down_DI,
                     sums.data_ptr(),
                     i == 0,
                     i == len(own) - 1,

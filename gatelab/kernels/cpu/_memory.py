@@ -4,7 +4,7 @@ import contextlib
 import math
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -33,6 +33,14 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     in_use = buffer[start : start + num_bytes]
     weakref.finalize(in_use, _idle.append, buffer).atexit = False
     return torch.from_numpy(in_use).view(dtype).view(*shape)
+
+
+def entries(tensor: Tensor | None) -> Callable[[int], int]:
+    """The addresses of the entries along the first axis, 0 where there is no tensor: faster to get than slices."""
+    if tensor is None:
+        return lambda _: 0
+    size = tensor.stride(0) * tensor.itemsize
+    return lambda i: tensor.data_ptr() + i * size
 
 
 class Scratch:
