@@ -1,12 +1,12 @@
-"""`router_logits`: oneDNN's products against float64, their gradients, and when the reference runs."""
+"""`router_logits`: products against float64, their gradients, what they do not depend on, when the reference runs."""
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gatelab import kernels
+from gatelab.kernels.cpu import router_logits
 
-# 2²³ multiply-adds or more: what the cpu backend gives to oneDNN.
 T, D, E = 1024, 512, 64
 
 
@@ -38,6 +38,42 @@ def test_values_and_gradients_against_float64(dtype, bias):
         # bfloat16 rounds the finished gradient once.
         rtol = 2**-8 if dtype == torch.bfloat16 else 1e-5
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=rtol, atol=3e-4)
+
+
+# One token and several, experts that are no multiple of eight, tokens past a piece and an odd one.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(1, 32, 8), (1, 1024, 64), (3, 64, 13), (71, 512, 20), (2, 96, 1)])
+def test_each_row_by_itself_at_any_size(size, dtype, two_threads):
+    tokens, features, experts = size
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, features, generator=generator).to(dtype)
+    weight = torch.randn(experts, features, generator=generator).to(dtype)
+    assert router_logits._fits(hidden, weight) == _has_vectors(dtype)
+    logits = kernels.router_logits(hidden, weight)
+    torch.testing.assert_close(logits.double(), hidden.double() @ weight.double().T, rtol=1e-5, atol=1e-4)
+    if router_logits._fits(hidden, weight):  # to the bit what it is alone, and beside fewer experts
+        assert torch.equal(kernels.router_logits(hidden[-1:], weight[-1:]), logits[-1:, -1:])
+
+
+def _has_vectors(dtype):
+    from llvmlite.binding import get_host_cpu_features
+
+    return bool(get_host_cpu_features().get("avx512f" if dtype == torch.float32 else "avx512bf16"))
+
+
+def test_nan_and_infinity_stay():
+    hidden, weight = torch.ones(4, 64), torch.ones(9, 64)
+    hidden[1, 5], hidden[2, 63] = torch.nan, torch.inf
+    logits = kernels.router_logits(hidden, weight)
+    assert logits[1].isnan().all()
+    assert logits[2].isposinf().all()
+    assert torch.equal(logits[[0, 3]], torch.full((2, 9), 64.0))
+
+
+def test_large_products_without_numba(monkeypatch):
+    hidden, weight = (t.detach() for t in inputs(bias=False))
+    monkeypatch.setattr(router_logits, "scores_in_numba", lambda: None)
+    torch.testing.assert_close(kernels.router_logits(hidden, weight), hidden @ weight.T, rtol=1e-5, atol=1e-4)
 
 
 def test_strided_hidden_states_and_an_expanded_gradient():
