@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from gatelab import kernels
 from gatelab.layers.moe import MoE
 from gatelab.zoo.hf.blocks import find_blocks, is_block
 from gatelab.zoo.hf.errors import NO_ROOM, NotOneLayer, UnsupportedBlock, in_a_line
@@ -83,8 +84,9 @@ def convert(block: nn.Module) -> tuple[MoE, Plan]:
     try:
         if any(p.is_meta for p in block.parameters()):
             raise UnsupportedBlock("it is on the meta device; give it weights first")
-        # Parts draw initial numbers that nobody sees; the caller's generator must not notice.
-        with torch.random.fork_rng(devices=[]), evaluating(block):
+        # Parts draw initial numbers that nobody sees; the caller's generator must not notice. And both sides are to
+        # round alike: the last bit of a large logit is far more of a weight.
+        with torch.random.fork_rng(devices=[]), evaluating(block), kernels.use("reference"):
             plan = read(block)
             moe = plan.moe.eval()
             fill(moe, block, plan.links)
