@@ -55,6 +55,24 @@ def test_each_row_by_itself_at_any_size(size, dtype, two_threads):
         assert torch.equal(kernels.router_logits(hidden[-1:], weight[-1:]), logits[-1:, -1:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(1, 32, 1), (3, 64, 13), (71, 96, 20), (130, 224, 8)])
+def test_gradients_at_any_size(size, dtype, two_threads):
+    tokens, features, experts = size
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((tokens, features), (experts, features))
+    hidden, weight = (torch.randn(*shape, generator=generator).to(dtype).requires_grad_() for shape in shapes)
+    grad = torch.randn(tokens, experts, generator=generator)
+    actual = torch.autograd.grad(kernels.router_logits(hidden, weight), [hidden, weight], grad)
+    expected = (grad.double() @ weight.double(), grad.double().T @ hidden.double())
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.dtype == dtype
+        rtol = 2**-8 if dtype == torch.bfloat16 else 1e-5  # rounded once
+        torch.testing.assert_close(ours.double(), theirs, rtol=rtol, atol=1e-4)
+    (alone,) = torch.autograd.grad(kernels.router_logits(hidden.detach(), weight), [weight], grad)
+    assert torch.equal(alone, actual[1])
+
+
 def _has_vectors(dtype):
     from llvmlite.binding import get_host_cpu_features
 

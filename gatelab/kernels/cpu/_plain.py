@@ -33,6 +33,12 @@ def scores_in_numba() -> ModuleType | None:
     return _numba_module("_score_rows")
 
 
+@functools.cache
+def score_gradients_in_numba() -> ModuleType | None:
+    """Its gradients; None without numba."""
+    return _numba_module("_score_gradients")
+
+
 def _numba_module(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(f"{__package__}.{name}")

@@ -20,7 +20,7 @@ from gatelab.kernels.cpu._regions import claim, longs_at, region
 
 _COLUMNS = 8  # experts at once: with two tokens, 16 of the 32 registers hold sums
 _PIECE = 1 << 15  # bytes of hidden states, which stay in the first cache while the weight goes by
-_WORTH_A_CORE = 1 << 21  # multiply-adds: below, waking another core takes longer
+WORTH_A_CORE = 1 << 21  # multiply-adds: below, waking another core takes longer
 _PAIRS = ir.VectorType(ir.IntType(16), 2 * LANES)
 _REASSOCIATED = ("reassoc", "nsz", "contract")
 
@@ -50,7 +50,7 @@ def scores(hidden_TD: Tensor, weight_ED: Tensor) -> Tensor:
     (T, D), E = hidden_TD.shape, weight_ED.shape[0]
     logits_TE = torch.empty(T, E, dtype=torch.float32, device="cpu")
     addresses = (hidden_TD.data_ptr(), weight_ED.data_ptr(), logits_TE.data_ptr())
-    _scores(hidden_TD.dtype == torch.bfloat16)(max(1, T * D * E // _WORTH_A_CORE), *addresses, T, D, E)
+    _scores(hidden_TD.dtype == torch.bfloat16)(max(1, T * D * E // WORTH_A_CORE), *addresses, T, D, E)
     return logits_TE
 
 

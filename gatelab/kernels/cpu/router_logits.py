@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gatelab.kernels.cpu._gemm import _ONEDNN
 from gatelab.kernels.cpu._memory import empty
-from gatelab.kernels.cpu._plain import is_plain, scores_in_numba
+from gatelab.kernels.cpu._plain import is_plain, score_gradients_in_numba, scores_in_numba
 from gatelab.kernels.reference.router_logits import router_logits as reference
 
 _linear = torch.ops.mkldnn._linear_pointwise.default
@@ -54,6 +54,12 @@ class _Product(torch.autograd.Function):
         (grad_MN,) = grads
         a_MK, b_NK = ctx.saved_tensors
         a_wanted, b_wanted = ctx.needs_input_grad
+        if not torch.is_grad_enabled() and _fits(a_MK, b_NK) and (module := score_gradients_in_numba()) is not None:
+            grad_MN = grad_MN.contiguous()
+            return (
+                module.of_hidden(grad_MN, b_NK) if a_wanted else None,
+                module.of_weight(grad_MN, a_MK) if b_wanted else None,
+            )
         grad_a_MK = _cast(_Product.apply(grad_MN, b_NK.t()), a_MK.dtype) if a_wanted else None
         grad_b_NK = _cast(_Product.apply(grad_MN.t(), a_MK.t()), b_NK.dtype) if b_wanted else None
         return grad_a_MK, grad_b_NK
