@@ -46,7 +46,7 @@ def attempt(job: Job, text: Text, on_step: Callable[[int], None]) -> dict[str, A
         return run_cell(job, text, on_step)
     except (BadInput, CannotWrite):
         raise
-    except Exception as error:  # the code of a gate may be the caller's, and training may diverge
+    except (Exception, SystemExit) as error:  # the code of a gate may be the caller's, and training may diverge
         return failure(job, told(error))
 
 

@@ -59,7 +59,7 @@ def compare(
             routers[name] = describe(config, name, matches[name])
         except ValueError as error:
             raise BadInput(f"--routers: {error}" if name in str(error) else f"--routers {name}: {error}") from error
-        except Exception as error:  # the code of a gate may be the caller's and raise anything
+        except (Exception, SystemExit) as error:  # the code of a gate may be the caller's and raise anything
             raise BadInput(f"--routers {name}: {told(error)}") from error
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     keys = [(name, seed) for seed in seeds for name in config.routers]  # by seed: half a run compares all routers

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
 
 from gatelab.bench.errors import BadInput
+from gatelab.kernels.backend import implementation
 
 BASELINES = ("dense", "random", "round-robin")
 DEFAULT_ROUTERS = (
@@ -111,12 +113,17 @@ def flag(name: str) -> str:
 
 
 def check_device(name: str) -> None:
-    """Raise BadInput unless `name` is a device of this machine that the bench can use."""
+    """Raise BadInput unless `name` is a device of this machine that the bench and its kernels can use."""
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda") or (device.type == "cpu" and name != "cpu"):
         raise BadInput(f"--device {name} is unknown; choose cpu, cuda or cuda:N")
+    if wanted := os.environ.get("GATELAB_BACKEND"):
+        try:
+            implementation("expert_mlp", device.type)
+        except (ValueError, ImportError, RuntimeError) as error:
+            raise BadInput(f"GATELAB_BACKEND {wanted} cannot be used: {error}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BadInput(f"--device {name} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")

@@ -24,7 +24,7 @@ class CellFailed(RuntimeError):
     """Cells of a comparison ended without a result; all others are there."""
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """Its kind, its message and the line of code that raised it, in one line.
 
     The line is the last that is neither torch's nor ours, where there is one: a gate may be the caller's.

@@ -128,12 +128,21 @@ class RunDirectory:
         old = run.get("config")
         if not isinstance(old, dict):
             raise BadInput(f"{self.path / 'run.json'} is damaged: it has no config; pass another --out")
-        for name in [*new, *old]:
-            if old.get(name) != new.get(name):
+        before, now = _flat(old), _flat(new)
+        for name in [*now, *before]:
+            if before.get(name) != now.get(name):
                 raise BadInput(
-                    f"--out {self.path} holds a run with {name}={old.get(name)}, this one has {name}={new.get(name)}; "
-                    "pass another --out, or the same configuration to go on"
+                    f"--out {self.path} holds a run with {name}={before.get(name)}, this one has {name}="
+                    f"{now.get(name)}; pass another --out, or the same configuration to go on"
                 )
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Values by name, those of an object inside as `text.source`."""
+    found = {}
+    for name, value in config.items():
+        found |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _name(router: str, seed: int) -> str:

@@ -107,6 +107,8 @@ def find_recipe(name: str) -> Recipe:
         return Recipe(name, _callable(name, lambda: _load(name)))
     near = difflib.get_close_matches(name, list_routers(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "see gatelab.list_routers()"
+    if name.endswith(".py"):
+        hint = f"name the gate in the file too, as in {name}:Gate"
     raise ValueError(f"router {name!r} is unknown; {hint}")
 
 
@@ -123,6 +125,8 @@ def _callable(name: str, load: Callable[[], Any]) -> Maker:
 def _load(name: str) -> Any:
     place, _, attribute = name.rpartition(":")
     module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    if not hasattr(module, attribute):
+        raise AttributeError(f"{place} has no {attribute}")
     return getattr(module, attribute)
 
 

@@ -53,11 +53,22 @@ def gatelab_command(monkeypatch, capsys, tmp_path):
         (["--routers", "random,random"], "--routers names 'random' twice"),
         (["--routers", ","], "--routers is empty"),
         (["--routers", "no.py:Gate"], "--routers: router 'no.py:Gate' does not load: FileNotFoundError"),
+        (["--routers", "exits.py:Gate"], "--routers exits.py:Gate: SystemExit: 3 ("),
+        (
+            ["--routers", "exits.py"],
+            "--routers: router 'exits.py' is unknown; name the gate in the file too, as in exits.py:G",
+        ),
+        (
+            ["--routers", "raises.py:Nope"],
+            "--routers: router 'raises.py:Nope' does not load: AttributeError: raises.py has no N",
+        ),
         (["--top-k", "5"], "--top-k 5 is more than --num-experts 4"),
         (["--steps", "0"], "--steps 0 must be at least 1"),
         (["--seeds", "0"], "--seeds 0 must be at least 1"),
         (["--steps", "many"], "Invalid value for '--steps': 'many' is not a valid integer."),
         (["--text", "missing.txt"], "--text missing.txt cannot be read: No such file or directory"),
+        (["--text", ""], "Invalid value for '--text': it is empty; name a file or a directory."),
+        (["--out", ""], "Invalid value for '--out': it is empty; name a file or a directory."),
         (["--text", "empty.txt"], "--text empty.txt holds no text"),
         (["--text", "short.txt"], "--text short.txt has 9 bytes to train on, a sequence needs 17"),
         (["--text", "hollow"], "--text hollow holds no text"),
@@ -91,12 +102,27 @@ def test_bad_input_is_one_line_that_names_the_argument(arguments, says, gatelab_
     (tmp_path / "short.txt").write_text("too short")
     (tmp_path / "hollow").mkdir()
     (tmp_path / "raises.py").write_text("def Gate(hidden_size, num_experts, top_k=2):\n    return {}['what']\n")
+    (tmp_path / "exits.py").write_text("import sys; sys.exit(3)")
     (tmp_path / "explodes.py").write_text(EXPLODES)
     given = ["compare", *SMALL, "--routers", "random", "--text", "text.txt", "--out", "run", *arguments]
     status, out, err = gatelab_command(*given)
     assert status == 2
     assert out == ""
     assert err.startswith(f"gatelab: {says}")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("backend", "says"),
+    [("numba", "GATELAB_BACKEND='numba' is not a backend; choose one of"), ("triton", "the triton backend needs CUDA")],
+)
+def test_a_backend_that_cannot_be_used_is_bad_input(backend, says, gatelab_command, monkeypatch, tmp_path):
+    monkeypatch.setattr("gatelab.kernels.triton.INTERPRETED", False)
+    monkeypatch.setenv("GATELAB_BACKEND", backend)
+    status, _, err = gatelab_command("compare", *SMALL, "--routers", "random", "--text", "text.txt", "--out", "run")
+    assert status == 2
+    assert err.startswith(f"gatelab: GATELAB_BACKEND {backend} cannot be used: {says}")
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

@@ -51,18 +51,20 @@ def test_the_other_cells_go_on_and_the_failure_is_told(tmp_path, text, monkeypat
     monkeypatch.setattr(workers, "PROCESSES", 1)
     nan, raises = gate(tmp_path / "nan.py", NAN), gate(tmp_path / "raises.py", RAISES)
     heard = []
-    config = tiny("random", nan, "dense", raises, seeds=2)
+    exits = gate(tmp_path / "exits.py", "raise SystemExit(3)")
+    config = tiny("random", nan, "dense", raises, exits, seeds=2)
     results = compare(config, tmp_path / "run", text=text, on_step=quiet, on_failure=heard.append)
     assert [(cell["router"], cell["seed"]) for cell in results["cells"]] == [
         *(("random", 0), ("dense", 0), ("random", 1), ("dense", 1))
     ]
     assert results["failures"] == heard
     assert [(failure["router"], failure["seed"]) for failure in heard] == [
-        *((nan, 0), (raises, 0), (nan, 1), (raises, 1))
+        *((nan, 0), (raises, 0), (exits, 0), (nan, 1), (raises, 1), (exits, 1))
     ]
     assert "NaN" in heard[0]["reason"]
     assert heard[1]["reason"].startswith("RuntimeError: lost its way again again")
     assert heard[1]["reason"].endswith(f" … ({tmp_path}/raises.py, line 11)")
+    assert heard[2]["reason"] == f"SystemExit: 3 ({tmp_path}/exits.py, line 11)"
     assert all("\n" not in failure["reason"] and len(failure["reason"]) < 600 for failure in heard)
     assert json.loads((tmp_path / "run/results.json").read_text()) == results
     assert len(list((tmp_path / "run/cells").iterdir())) == 4

@@ -151,6 +151,8 @@ def test_the_recipe_names_what_the_block_does():
     assert longcat.router.zero_computation == ("identity",) * 4
     assert longcat.experts.num_experts == 8
     assert isinstance(longcat.router.balance[0], ProportionalBias)
+    # more choices than the 8 real experts
+    assert from_hf(tiny_block("longcat_flash", "LongcatFlashMoE", num_experts_per_tok=9)).router.select.k == 9
     assert from_hf(tiny_block("llama4", "Llama4TextMoe")).router.weights_on_input
     phi = from_hf(tiny_block("phimoe", "PhimoeSparseMoeBlock", router_jitter_noise=0.05, input_jitter_noise=0.2))
     assert isinstance(phi.router.select, SparseMixer)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from gatelab.bench.commands.output import json_option, print_json, progress
+from gatelab.bench.commands.output import PATH, json_option, print_json, progress
 from gatelab.bench.compare import compare as run_comparison
 from gatelab.bench.config import CompareConfig, flag
 from gatelab.bench.errors import BadInput, CellFailed
@@ -25,8 +25,8 @@ def _size(name: str, help: str) -> Any:
 @click.option("--routers", default=",".join(CompareConfig.routers), help="Names, or path.py:Name, with commas between.")
 @click.option("--vary", multiple=True, metavar="STAGE=A,B", help="Compare every combination of named parts instead.")
 @click.option("--hold", multiple=True, metavar="STAGE=A", help="With --vary: a stage that stays the same.")
-@click.option("--text", type=click.Path(path_type=Path), help="A file or directory [default: Python's own library].")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/compare"), help="The run directory.")
+@click.option("--text", type=PATH, help="A file or directory [default: Python's own library].")
+@click.option("--out", type=PATH, default=Path("runs/compare"), help="The run directory.")
 @_size("steps", "Optimizer steps per router and seed.")
 @_size("seeds", "How many seeds.")
 @click.option("--seed", type=int, default=CompareConfig.first_seed, help="The first seed.")

@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from gatelab.bench.commands.output import json_option, print_json, seed_option
+from gatelab.bench.commands.output import PATH, json_option, print_json, seed_option
 from gatelab.bench.errors import BadInput
 from gatelab.bench.files import read_json, where_and_why
 from gatelab.bench.report.run import Run
 
 
 @click.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.argument("other", metavar="[DIR2]", required=False, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Where to write [default: the last directory named].")
+@click.argument("directory", metavar="DIR", type=PATH)
+@click.argument("other", metavar="[DIR2]", required=False, type=PATH)
+@click.option("--out", type=PATH, help="Where to write [default: the last directory named].")
 @seed_option
 @json_option
 def report(directory: Path, other: Path | None, out: Path | None, as_json: bool) -> None:

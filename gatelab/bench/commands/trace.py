@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from gatelab.bench.commands.output import json_option, print_json, progress
+from gatelab.bench.commands.output import PATH, json_option, print_json, progress
 from gatelab.bench.trace.config import DTYPES, TraceConfig
 
 
 @click.command()
-@click.argument("model_dir", metavar="MODEL_DIR", type=click.Path(path_type=Path))
-@click.option("--text", "texts", multiple=True, type=click.Path(path_type=Path), help="A UTF-8 file; repeat for more.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/trace"), help="Where to write.")
+@click.argument("model_dir", metavar="MODEL_DIR", type=PATH)
+@click.option("--text", "texts", multiple=True, type=PATH, help="A UTF-8 file; repeat for more.")
+@click.option("--out", type=PATH, default=Path("runs/trace"), help="Where to write.")
 @click.option("--tokens", type=int, default=TraceConfig.tokens, help="At most so many of each text.")
 @click.option("--sequence-length", type=int, default=TraceConfig.sequence_length, help="Tokens per window.")
 @click.option("--record", type=int, default=TraceConfig.record, help="Tokens of each text whose routing is saved.")
