@@ -62,13 +62,42 @@ def test_memory_is_recycled_once_no_tensor_uses_it() -> None:
     assert _memory.empty(shape, torch.float32).data_ptr() == address
 
 
-def test_idle_memory_is_no_more_than_was_once_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_memory, "_idle", [])
+@pytest.fixture
+def buffers(monkeypatch: pytest.MonkeyPatch) -> _memory._Buffers:
+    monkeypatch.setattr(_memory, "_buffers", buffers := _memory._Buffers())
+    return buffers
+
+
+def test_idle_memory_is_little_more_than_was_once_in_use(buffers: _memory._Buffers) -> None:
     small = [_memory.empty((1 << 20,), torch.uint8) for _ in range(4)]
     del small
-    for more in range(8):  # one at a time, no two of the same size
-        _memory.empty(((4 << 20) + more,), torch.uint8)
-        assert sum(buffer.nbytes for buffer in _memory._idle) < (4 << 20) + 4096
+    for more in range(4):  # one at a time, each too large for the memory of the one before
+        _memory.empty((4 << 20 << more,), torch.uint8)
+        assert sum(buffer.nbytes for buffer in buffers.idle) <= 1.25 * ((4 << 20 << more) + 4 * 64)
+
+
+def test_steps_that_repeat_themselves_need_no_new_memory(buffers: _memory._Buffers) -> None:
+    def step() -> set[int]:
+        """3, 3 and 4 MB at most at once, after 2 MB."""
+        addresses = {_memory.empty((2 << 20,), torch.uint8).data_ptr()}
+        kept = [_memory.empty((size << 20,), torch.uint8) for size in (3, 3, 4)]
+        return addresses | {tensor.data_ptr() for tensor in kept}
+
+    step()
+    second, third = step(), step()
+    assert len(second) == len(buffers.idle) == 4
+    assert third == second
+
+
+@pytest.mark.usefixtures("buffers")
+def test_memory_that_is_a_little_too_large_is_recycled() -> None:
+    _in_use = _memory.empty((64 << 20,), torch.uint8)  # so that nothing has to be given up
+    larger, smaller = _memory.empty((10 << 20,), torch.uint8), _memory.empty((9 << 20,), torch.uint8)
+    addresses = larger.data_ptr(), smaller.data_ptr()
+    del larger, smaller
+    assert _memory.empty((7 << 20,), torch.uint8).data_ptr() not in addresses  # 9 would be a quarter too many
+    kept = _memory.empty(((8 << 20) + 64,), torch.uint8), _memory.empty(((8 << 20) + 64,), torch.uint8)
+    assert tuple(tensor.data_ptr() for tensor in kept) == addresses[::-1]  # the smaller one first
 
 
 def test_a_block_uses_the_memory_of_the_one_before() -> None:

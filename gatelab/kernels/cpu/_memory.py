@@ -12,8 +12,35 @@ from torch import Tensor
 
 _CACHE_LINE = 64
 _SMALL = 1 << 20  # bytes: below, torch's allocator recycles as well
-_idle: list[np.ndarray] = []
-_lock = threading.Lock()
+_WASTE = 1.25  # of a buffer for what it is needed for, and of all buffers for what was needed at once
+
+
+class _Buffers:
+    """Bytes that are in use by a tensor or idle, all together little more than were ever in use at once.
+
+    A little, because the same steps again and again use this and that at times of their own: if something had to be
+    given up each time, it would be what is needed next.
+    """
+
+    def __init__(self) -> None:
+        self.idle: list[np.ndarray] = []
+        self._lock = threading.Lock()
+        self._held = self._most_in_use = 0
+
+    def take(self, num_bytes: int) -> np.ndarray:
+        """An idle buffer, the smallest that is no waste, or a new one, for which others may be given up."""
+        with self._lock:
+            fitting = [(b.nbytes, i) for i, b in enumerate(self.idle) if num_bytes <= b.nbytes <= _WASTE * num_bytes]
+            if fitting:
+                return self.idle.pop(min(fitting)[1])
+            self._held += num_bytes
+            self._most_in_use = max(self._most_in_use, self._held - sum(buffer.nbytes for buffer in self.idle))
+            while self._held > _WASTE * self._most_in_use:
+                self._held -= self.idle.pop(0).nbytes
+        return np.empty(num_bytes, np.uint8)
+
+
+_buffers = _Buffers()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -21,17 +48,14 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
     Touching new memory costs more than filling it: 100 MB take 3 ms when recycled, 5 to 60 in huge pages, which NumPy
     asks for, and 30 or more in the pages of torch's own allocator. A tensor's memory is idle once the tensor is gone.
-    Where none fits, idle buffers are given up for the new one: all together never hold more than was once in use.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes < _SMALL:
         return torch.empty(*shape, dtype=dtype)
-    buffer = _recycled(num_bytes)
-    if buffer is None:
-        buffer = np.empty(num_bytes + _CACHE_LINE, np.uint8)
+    buffer = _buffers.take(num_bytes + _CACHE_LINE)
     start = -buffer.ctypes.data % _CACHE_LINE
     in_use = buffer[start : start + num_bytes]
-    weakref.finalize(in_use, _idle.append, buffer).atexit = False
+    weakref.finalize(in_use, _buffers.idle.append, buffer).atexit = False
     return torch.from_numpy(in_use).view(dtype).view(*shape)
 
 
@@ -79,14 +103,3 @@ class Scratches:
 
 def _aligned(num_elements: int) -> int:
     return -(-num_elements // _CACHE_LINE) * _CACHE_LINE
-
-
-def _recycled(num_bytes: int) -> np.ndarray | None:
-    with _lock:
-        for i, buffer in enumerate(_idle):
-            if buffer.nbytes == num_bytes + _CACHE_LINE:
-                return _idle.pop(i)
-        given_up = 0
-        while _idle and given_up < num_bytes:
-            given_up += _idle.pop(0).nbytes
-    return None
