@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gatelab.kernels.cpu._assignment_rows import ABSENT, ROOM, inner, jit, largest, lift, roomiest
+from gatelab.kernels.cpu._assignment_rows import ABSENT, ROOM, inner, jit, largest, largest_below, lift, roomiest
 
 MEMBERS, NEAREST = 64, 24  # of that many members of an expert, so many are to be near
 
@@ -83,12 +83,12 @@ def choose_near(scores, k, prices, upper, window):
             expert, value = np.append(expert, np.empty_like(expert)), np.append(value, np.empty_like(value))
         last = lift(scores, t, prices, row)
         for _ in range(1, k):
-            last = _largest_below(bits, last)
+            last = largest_below(bits, last)
         near = _reaching(row, window, last, found)
         if _sorted_down_to(row, bits, last, found[:near], ids[t]):
             for c in range(k):
                 room[ids[t, c]] -= ROOM
-            after = _largest_below(bits, last)
+            after = largest_below(bits, last)
         else:  # ties
             kept[:] = row
             for c in range(k):
@@ -120,14 +120,6 @@ def choose_near(scores, k, prices, upper, window):
                     rival[t] = -ABSENT
     start[T] = n
     return ids, upper - room // ROOM, Near(start, held, expert, value, worst, rival)
-
-
-@inner
-def _largest_below(bits, top):
-    found = np.int64(0)
-    for e in range(bits.shape[0]):
-        found = max(found, bits[e] if bits[e] < top else np.int64(0))
-    return found
 
 
 @inner

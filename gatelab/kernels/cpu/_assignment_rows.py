@@ -75,6 +75,14 @@ def largest(bits):
 
 
 @inner
+def largest_below(bits, top):
+    found = np.int64(0)
+    for e in range(bits.shape[0]):
+        found = max(found, bits[e] if bits[e] < top else np.int64(0))
+    return found
+
+
+@inner
 def roomiest(bits, top, room):
     """The expert with most room of those that reach `top`."""
     found = np.int64(NO_ROOM)

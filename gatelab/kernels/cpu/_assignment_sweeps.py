@@ -15,7 +15,7 @@ HALVINGS = 24
 
 @jit
 def sweep(near, magic, prices, window, loads, lower, upper, hub_price):
-    """Better prices (E,), and whether the sweeps have halved the overflow."""
+    """What to add to the prices (E,), and which share of what was out of bounds the last sweep but one has left."""
     E, T = prices.shape[0], near.held.shape[0]
     far, size, longest = loads.copy(), np.zeros(E, np.int64), 0
     for t in range(T):
@@ -26,21 +26,21 @@ def sweep(near, magic, prices, window, loads, lower, upper, hub_price):
     first = np.cumsum(size) - size
     margins, value, order = np.empty(near.start[T]), np.empty(longest), np.empty(longest, np.int64)
     change = np.zeros(E)
-    before = over = 0
+    before = out = 0
     for n in range(SWEEPS):
         _measure(near, change, first, size, margins, value, order)
-        over = 0
+        out = 0
         for e in range(E):
             own = margins[first[e] : first[e] + size[e]]
-            over += max(0, far[e] + _above(own, 0.0) - upper[e])
+            load = far[e] + _above(own, 0.0)
+            out += max(0, load - upper[e], lower[e] - load)
             shift = _quantile(own, lower[e] - far[e], upper[e] - far[e], hub_price - prices[e] - change[e])
             change[e] = min(max(change[e] + shift, -window[e]), window[e])  # farther is not known
             change[e] = (change[e] + magic) - magic
         if n == 0:
-            before = over
-    better = prices + change
-    fits = np.max(np.abs(better)) < magic / 12  # 2⁴⁹ units: arithmetic stays exact
-    return better if fits else prices, fits and 2 * over < before
+            before = max(1, out)
+    fits = np.max(np.abs(prices + change)) < magic / 12  # 2⁴⁹ units: arithmetic stays exact
+    return (change, out / before) if fits else (np.zeros(E), 1.0)
 
 
 @inner
