@@ -22,10 +22,17 @@ def case(sizes: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> dict[st
     return make(*sizes, dtype=dtype)
 
 
-@pytest.fixture(params=[True, False], ids=["fused", "torch"])
+INSTRUCTIONS = _fused._bfloat16_products()
+# A processor that has tiles has the vectors too.
+KERNELS = ["torch", *([INSTRUCTIONS] if INSTRUCTIONS else []), *(["_bfloat16"] if INSTRUCTIONS == "_amx" else [])]
+
+
+@pytest.fixture(params=KERNELS)
 def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not request.param:
+    if request.param == "torch":
         monkeypatch.setattr(_fused, "_numba", lambda name: None)
+    else:
+        monkeypatch.setattr(_fused, "_bfloat16_products", lambda: request.param)
 
 
 @pytest.mark.usefixtures("fused")
@@ -57,6 +64,7 @@ def test_every_entry_is_written(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
         assert torch.equal(actual[name], tensor), name
 
 
+@pytest.mark.usefixtures("fused")
 def test_a_row_does_not_depend_on_those_beside_it() -> None:
     arguments = case((90, 96, 32, 6, 2))
     expected = y_and_gradients(arguments, "cpu")["y"]

@@ -23,7 +23,7 @@ from gatelab.kernels.cpu._emit import FLOAT, FLOATS, LANES, compiled, inline, lo
 
 
 @inline
-def _store_half(context: Any, results: Any, target: Any) -> Any:
+def store_half(context: Any, results: Any, target: Any) -> Any:
     """16 results in bfloat16."""
 
     def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
@@ -33,7 +33,7 @@ def _store_half(context: Any, results: Any, target: Any) -> Any:
 
 
 @inline
-def _store_scaled(context: Any, results: Any, weight: Any, target: Any) -> Any:
+def store_scaled(context: Any, results: Any, weight: Any, target: Any) -> Any:
     """32 results times the float32 at `weight`."""
 
     def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
@@ -46,7 +46,7 @@ def _store_scaled(context: Any, results: Any, weight: Any, target: Any) -> Any:
 
 
 @inline
-def _store_swiglu(context: Any, results: Any, target: Any) -> Any:
+def store_swiglu(context: Any, results: Any, target: Any) -> Any:
     """silu(g)·u of 16 results g and the 16 behind them."""
 
     def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
@@ -64,14 +64,14 @@ def _up(packed, n, weight, D, I, hidden, activated, panel, results, addresses):
         pack_rows(weight + 2 * D * (I + i), 0, LANES, D, panel + 32 * D, addresses)
         for start in range(0, n, ROWS):
             for next_rows in (i + LANES, I + i + LANES):
-                prefetch_rows(weight + 2 * D * next_rows, 2 * D * LANES, start, n)
+                prefetch_rows(weight + 2 * D * next_rows, 2 * D * LANES, start, ROWS, n)
             dot_products(tile_row(packed, start, D // 2), panel, panel + 32 * D, D // 2, results)
             for r in range(min(ROWS, n - start)):
                 result, row = results + 128 * r, start + r
                 if hidden:
-                    _store_half(result, hidden + 2 * (2 * I * row + i))
-                    _store_half(result + 64, hidden + 2 * (2 * I * row + I + i))
-                _store_swiglu(result, activated + 2 * (I * row + i))
+                    store_half(result, hidden + 2 * (2 * I * row + i))
+                    store_half(result + 64, hidden + 2 * (2 * I * row + I + i))
+                store_swiglu(result, activated + 2 * (I * row + i))
 
 
 @njit(nogil=True)
@@ -79,10 +79,10 @@ def _down(packed, n, weight, D, I, weights, out, panel, results, addresses):
     for d in range(0, D, PANEL):
         pack_rows(weight + 2 * I * d, 0, PANEL, I, panel, addresses)
         for start in range(0, n, ROWS):
-            prefetch_rows(weight + 2 * I * (d + PANEL), 2 * I * PANEL, start, n)
+            prefetch_rows(weight + 2 * I * (d + PANEL), 2 * I * PANEL, start, ROWS, n)
             dot_products(tile_row(packed, start, I // 2), panel, panel + 32 * I, I // 2, results)
             for r in range(min(ROWS, n - start)):
-                _store_scaled(results + 128 * r, weights + 4 * (start + r), out + 2 * (D * (start + r) + d))
+                store_scaled(results + 128 * r, weights + 4 * (start + r), out + 2 * (D * (start + r) + d))
 
 
 def _swiglu_expert(x, tokens, n, up_proj, down_proj, weights, D, I, hidden, out, scratch):

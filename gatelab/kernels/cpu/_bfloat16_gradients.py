@@ -94,7 +94,7 @@ def _hidden_gradients(packed, n, down, D, I, hidden, weights_n, grad_weights_n, 
     for i in range(0, I, PANEL):
         pack_columns(down + 2 * i, 0, D, I, PANEL, panel, zeros)
         for start in range(0, n, ROWS):
-            prefetch_columns(down + 2 * (i + PANEL), 0, D, I, start, n)
+            prefetch_columns(down + 2 * (i + PANEL), 0, D, I, start, ROWS, n)
             for row in range(start + ROWS, start + 2 * ROWS):
                 prefetch(hidden + 2 * (2 * I * row + i))
                 prefetch(hidden + 2 * (2 * I * row + I + i))
@@ -114,7 +114,7 @@ def _row_gradients(packed, n, up, D, J, out, spaces):
     for d in range(0, D, PANEL):
         pack_columns(up + 2 * d, 0, J, D, PANEL, panel, zeros)
         for start in range(0, n, ROWS):
-            prefetch_columns(up + 2 * (d + PANEL), 0, J, D, start, n)
+            prefetch_columns(up + 2 * (d + PANEL), 0, J, D, start, ROWS, n)
             dot_products(tile_row(packed, start, J // 2), panel, panel + 32 * J, J // 2, results)
             for r in range(start, min(start + ROWS, n)):
                 store_row(results + 128 * (r - start), out + 2 * (D * r + d))
@@ -128,7 +128,7 @@ def _weight_gradient(packed, M, n, factor, tokens, N, out, sums, is_first, is_la
     for c in range(0, N, PANEL):
         pack_columns(factor + 2 * c, tokens, n, N, PANEL, panel, zeros)
         for start in range(0, M, ROWS):
-            prefetch_columns(factor + 2 * (c + PANEL), tokens, n, N, start, M)
+            prefetch_columns(factor + 2 * (c + PANEL), tokens, n, N, start, ROWS, M)
             dot_products(tile_row(packed, start, pairs), panel, panel + 64 * pairs, pairs, results)
             for r in range(ROWS):
                 result, place = results + 128 * r, N * (start + r) + c

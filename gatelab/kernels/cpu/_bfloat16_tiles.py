@@ -66,24 +66,30 @@ def dot_products(context: Any, rows: Any, first: Any, second: Any, pairs: Any, r
 
 
 @inline
-def _transpose(context: Any, addresses: Any, offset: Any, target: Any) -> Any:
+def transpose(context: Any, addresses: Any, offset: Any, target: Any) -> Any:
     """16 pairs of terms, from `offset` on, of the 16 rows at `addresses`."""
 
     def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
         addresses, offset, target = arguments
         rows = [load(b, INTS, b.add(load(b, LONG, addresses, 8 * i), offset)) for i in range(LANES)]
-        for d in (8, 4, 2, 1):  # swaps the off-diagonal quarters of every 2d × 2d square
-            low = ir.Constant(INTS, [LANES + (l ^ d) if l & d else l for l in range(LANES)])
-            high = ir.Constant(INTS, [LANES + l if l & d else l | d for l in range(LANES)])
-            for i in range(LANES):
-                if not i & d:
-                    upper, lower = rows[i], rows[i + d]
-                    rows[i] = b.shuffle_vector(upper, lower, low)
-                    rows[i + d] = b.shuffle_vector(upper, lower, high)
-        for i, row in enumerate(rows):
+        for i, row in enumerate(transposed(b, rows)):
             store(b, row, target, 64 * i)
 
     return void(int64, int64, int64), emit
+
+
+def transposed(b: Any, rows: list[Any]) -> list[Any]:
+    """16 vectors of 16 integers."""
+    rows = list(rows)
+    for d in (8, 4, 2, 1):  # swaps the off-diagonal quarters of every 2d × 2d square
+        low = ir.Constant(INTS, [LANES + (l ^ d) if l & d else l for l in range(LANES)])
+        high = ir.Constant(INTS, [LANES + l if l & d else l | d for l in range(LANES)])
+        for i in range(LANES):
+            if not i & d:
+                upper, lower = rows[i], rows[i + d]
+                rows[i] = b.shuffle_vector(upper, lower, low)
+                rows[i + d] = b.shuffle_vector(upper, lower, high)
+    return rows
 
 
 @inline
@@ -106,7 +112,7 @@ def read(context: Any, address: Any) -> Any:
 
 
 @inline
-def _write(context: Any, address: Any, value: Any) -> Any:
+def write(context: Any, address: Any, value: Any) -> Any:
     def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
         store(b, arguments[1], arguments[0])
 
@@ -152,9 +158,9 @@ def pack_rows(matrix, tokens, n, terms, packed, addresses):
     for start in range(0, n, LANES):
         for r in range(LANES):
             i = min(start + r, n - 1)
-            _write(addresses + 8 * r, matrix + 2 * terms * (read(tokens + 8 * i) if tokens else i))
+            write(addresses + 8 * r, matrix + 2 * terms * (read(tokens + 8 * i) if tokens else i))
         for t in range(0, terms, PANEL):
-            _transpose(addresses, 2 * t, packed + 2 * (start * terms + t * LANES))
+            transpose(addresses, 2 * t, packed + 2 * (start * terms + t * LANES))
 
 
 @njit(nogil=True)
@@ -180,14 +186,14 @@ def tile_row(packed, start, pairs):
 
 
 @njit(nogil=True)
-def prefetch_rows(address, size, start, n):
-    """Asks for what belongs to the rows from `start` on when `size` bytes are shared out to n rows."""
-    for line in range(size * start // n // 64, size * (start + ROWS) // n // 64):
+def prefetch_rows(address, size, start, count, n):
+    """Asks for what belongs to `count` rows from `start` on when `size` bytes are shared out to n rows."""
+    for line in range(size * start // n // 64, size * min(start + count, n) // n // 64):
         prefetch(address + 64 * line)
 
 
 @njit(nogil=True)
-def prefetch_columns(matrix, tokens, length, row_length, start, n):
-    """Asks for what belongs to the rows from `start` on when `length` pieces of 32 columns are shared out to n rows."""
-    for i in range(length * start // n, min(length, length * (start + ROWS) // n)):
+def prefetch_columns(matrix, tokens, length, row_length, start, count, n):
+    """Asks for what belongs to `count` rows from `start` on when `length` pieces of 32 columns are shared out to n."""
+    for i in range(length * start // n, min(length, length * (start + count) // n)):
         prefetch(matrix + 2 * row_length * (read(tokens + 8 * i) if tokens else i))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
-from numba import njit
+from numba import njit, void
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -19,8 +19,8 @@ FLOATS, INTS, SHORTS = (ir.VectorType(kind, LANES) for kind in (FLOAT, INT, ir.I
 _LOG2_E = 1.4426950408889634
 _POWERS = [0.6931471805599453**i for i in range(8)]
 _FACTORIALS = (1, 1, 2, 6, 24, 120, 720, 5040)
-_NAMES = ("_emit", "_bfloat16_tiles", "_bfloat16_blocks", "_bfloat16_gradients", "_few_rows", "_swiglu_gradients")
-_SOURCES = [Path(__file__).with_name(f"{name}.py") for name in _NAMES]
+_KINDS = ("emit", "amx", "bfloat16", "few", "swiglu")
+_SOURCES = [source for kind in _KINDS for source in sorted(Path(__file__).parent.glob(f"_{kind}*.py"))]
 _VERSION = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:8]
 
 
@@ -49,6 +49,22 @@ def store(b: Any, value: Any, address: Any, offset: int = 0) -> None:
     b.store(value, b.inttoptr(b.add(address, LONG(offset)), value.type.as_pointer()), align=2)
 
 
+def stream(b: Any, value: Any, address: Any) -> None:
+    """Store 64 aligned bytes past the caches, so that no line is read to be overwritten; `fence` ends a series."""
+    instruction = b.store(value, b.inttoptr(address, value.type.as_pointer()), align=64)
+    instruction.set_metadata("nontemporal", b.module.add_metadata([INT(1)]))
+
+
+@inline
+def fence(context: Any) -> Any:
+    """What has been streamed is there for other cores before what follows."""
+
+    def emit(_: Any, b: Any, __: Any, ___: Any) -> Any:
+        call(b, "llvm.x86.sse.sfence", ir.VoidType())
+
+    return void(), emit
+
+
 def call(b: Any, name: str, result: Any, *arguments: Any, flags: tuple[str, ...] = ()) -> Any:
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     return b.call(cgutils.get_or_insert_function(b.module, kind, name), arguments, fastmath=flags)
@@ -63,18 +79,28 @@ def splat(b: Any, scalar: Any) -> Any:
     return b.shuffle_vector(b.insert_element(undefined, scalar, INT(0)), undefined, constant(INTS, 0))
 
 
-def sigmoid(b: Any, gate: Any) -> Any:
-    """1 / (1 + 2^(−gate·log2 e)), the power of the rest after rounding by its series: Σ (r·ln 2)^i / i!, |r| ≤ 1/2."""
+def sigmoid(b: Any, gate: Any, terms: int = len(_FACTORIALS)) -> Any:
+    """1 / (1 + 2^(−gate·log2 e)), the power of the rest after rounding by its series: Σ (r·ln 2)^i / i!, |r| ≤ 1/2.
+
+    All terms are for float32. With fewer the reciprocal is an estimate, to 2⁻²⁸ after one step of Newton's.
+    """
     power = b.fmul(gate, constant(FLOATS, -_LOG2_E))
     for name, limit in (("minnum", 127.0), ("maxnum", -127.0)):  # of a float32's exponent
         power = call(b, f"llvm.{name}.v16f32", FLOATS, power, constant(FLOATS, limit))
     whole = call(b, "llvm.rint.v16f32", FLOATS, power)
     rest, series = b.fsub(power, whole), constant(FLOATS, 0.0)
-    for ln2_to_i, factorial in zip(reversed(_POWERS), reversed(_FACTORIALS), strict=True):
+    for ln2_to_i, factorial in zip(reversed(_POWERS[:terms]), reversed(_FACTORIALS[:terms]), strict=True):
         series = call(b, "llvm.fma.v16f32", FLOATS, series, rest, constant(FLOATS, ln2_to_i / factorial))
     exponent = b.shl(b.fptosi(whole, INTS), constant(INTS, 23))
     exponential = b.bitcast(b.add(b.bitcast(series, INTS), exponent), FLOATS)
-    return b.fdiv(constant(FLOATS, 1.0), b.fadd(exponential, constant(FLOATS, 1.0)))
+    one = constant(FLOATS, 1.0)
+    below = b.fadd(exponential, one)
+    if terms == len(_FACTORIALS):
+        return b.fdiv(one, below)
+    all_lanes = ir.Constant(ir.IntType(16), -1)
+    estimate = call(b, "llvm.x86.avx512.rcp14.ps.512", FLOATS, below, constant(FLOATS, 0.0), all_lanes)
+    error = call(b, "llvm.fma.v16f32", FLOATS, b.fneg(below), estimate, one)
+    return call(b, "llvm.fma.v16f32", FLOATS, error, estimate, estimate)
 
 
 def swiglu_gradients(b: Any, grad: Any, gate: Any, up: Any, weight: Any) -> tuple[Any, Any, Any, Any]:

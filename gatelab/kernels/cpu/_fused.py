@@ -77,7 +77,7 @@ def _numbers(tensor: Tensor) -> np.ndarray:
 
 
 def _blocks(arguments: Arguments, most_rows: int, N: int, hidden: Tensor | None) -> Work | None:
-    if (module := bfloat16_module("_bfloat16_blocks", arguments)) is None:
+    if (module := bfloat16_module("blocks", arguments)) is None:
         return None
     _, D, I = arguments.down_proj.shape
     rows_ND = empty((N, D), torch.bfloat16)
@@ -100,10 +100,10 @@ def _blocks(arguments: Arguments, most_rows: int, N: int, hidden: Tensor | None)
 
 
 def bfloat16_module(name: str, arguments: Arguments) -> Any:
-    """A module of kernels made for bfloat16, if they fit."""
+    """The kernels of that name for bfloat16 and this processor, if they fit."""
     _, D, I = arguments.down_proj.shape
-    fits = arguments.x_TD.dtype == torch.bfloat16 and D % 32 == I % 32 == 0 and _has_bfloat16_products()
-    return _numba(name) if fits else None
+    fits = arguments.x_TD.dtype == torch.bfloat16 and D % 32 == I % 32 == 0
+    return _numba(f"{instructions}_{name}") if fits and (instructions := _bfloat16_products()) else None
 
 
 def fused_gradients(
@@ -151,12 +151,15 @@ def _numba(name: str) -> Any:
 
 
 @functools.cache
-def _has_bfloat16_products() -> bool:
-    """Whether this processor multiplies bfloat16 in vectors and not, as oneDNN does with AMX, in faster tiles."""
+def _bfloat16_products() -> str | None:
+    """What this processor multiplies bfloat16 by: tiles, vectors or neither."""
     try:
         from llvmlite.binding import get_host_cpu_features
 
-        features = get_host_cpu_features()
+        from gatelab.kernels.cpu._amx_tiles import has_amx
+
+        if has_amx():
+            return "_amx"
+        return "_bfloat16" if get_host_cpu_features().get("avx512bf16") else None
     except (ImportError, RuntimeError):  # no numba, or no idea of this processor
-        return False
-    return bool(features.get("avx512bf16")) and not features.get("amx-bf16")
+        return None

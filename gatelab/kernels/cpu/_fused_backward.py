@@ -30,7 +30,7 @@ def fused_backward(
     blocks = [piece for own in pieces for piece in own]
     if arguments.weights.dtype != torch.float32 or not is_plain(arguments, blocks):
         return None
-    if (module := bfloat16_module("_bfloat16_gradients", arguments)) is None:
+    if (module := bfloat16_module("gradients", arguments)) is None:
         return None
     _, D, I = arguments.down_proj.shape
     most_rows = max(stop - start for _, start, stop in blocks)
