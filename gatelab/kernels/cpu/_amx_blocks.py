@@ -9,7 +9,7 @@ from typing import Any
 from llvmlite import ir
 from numba import int64, njit, void
 
-from gatelab.kernels.cpu._amx_tiles import COLUMNS, ROWS, configure, multiply, restore
+from gatelab.kernels.cpu._amx_tiles import COLUMNS, ROWS, configure, multiply, packed_at, restore, rows_at
 from gatelab.kernels.cpu._bfloat16_tiles import pack_rows, prefetch_rows, rounded, transposed
 from gatelab.kernels.cpu._emit import (
     FLOAT,
@@ -132,7 +132,7 @@ def _finish_down(unit, job):
             _copy_half(spare + 64 * t + half, out + 2 * D * (c + t) + half)
 
 
-_multiply_up, _multiply_down = multiply(_finish_up), multiply(_finish_down)
+_multiply_up, _multiply_down = multiply(_finish_up, False), multiply(_finish_down, False)
 
 
 @njit(nogil=True)
@@ -140,13 +140,14 @@ def _up(columns, n, weight, D, I, hidden, activated, results, spare):
     job = 0, results, activated, I, hidden, 0, spare
     for i in range(0, I, LANES):
         gates, ups = weight + 2 * D * i, weight + 2 * D * (I + i)
+        kept = gates, ups, 2 * D, 64
         for start in range(0, n, COLUMNS):
             count = min(COLUMNS, n - start)
             for rows in (gates, ups):
                 prefetch_rows(rows + 2 * D * LANES, 2 * D * LANES, start, COLUMNS, n)
-            _multiply_up(gates, ups, 2 * D, columns + 2 * D * start, count, D, results, job)
-            kept = hidden + 4 * I * start + 2 * i if hidden else 0
-            job = LANES // 2, results, activated + 2 * I * start + 32 * i, I, kept, count, spare
+            _multiply_up(kept, packed_at(columns + 2 * D * start, D), count, D, results, job)
+            to_keep = hidden + 4 * I * start + 2 * i if hidden else 0
+            job = LANES // 2, results, activated + 2 * I * start + 32 * i, I, to_keep, count, spare
             results ^= _SIZE
     for unit in range(job[0]):
         _finish_up(unit, job)
@@ -160,7 +161,7 @@ def _down(columns, n, weight, D, I, weights, out, results, spare):
         for start in range(0, n, COLUMNS):
             count = min(COLUMNS, n - start)
             prefetch_rows(rows + 2 * I * ROWS, 2 * I * ROWS, start, COLUMNS, n)
-            _multiply_down(rows, rows + 2 * I * LANES, 2 * I, columns + 2 * I * start, count, I, results, job)
+            _multiply_down(rows_at(rows, 2 * I), packed_at(columns + 2 * I * start, I), count, I, results, job)
             job = (count + LANES - 1) // LANES, results, weights + 4 * start, out + 2 * (D * start + d), D, count, spare
             results ^= _SIZE
     for unit in range(job[0]):

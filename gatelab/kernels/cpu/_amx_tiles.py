@@ -15,7 +15,8 @@ from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import int64, njit, void
 
-from gatelab.kernels.cpu._emit import LANES, LONG, call, inline
+from gatelab.kernels.cpu._bfloat16_tiles import transposed
+from gatelab.kernels.cpu._emit import INTS, LANES, LONG, call, inline, load, store
 
 ROWS = COLUMNS = 2 * LANES
 _TERMS = 32  # of a register's row
@@ -73,25 +74,24 @@ def _clear(context: Any) -> Any:
     return void(), emit
 
 
-def _add(c: int) -> Any:
-    """Adds what 32 terms of 16 and 16 rows, `stride` bytes apart, and of a block of 16 columns come to."""
+def _add(i: int, rows_are_streamed: bool) -> Any:
+    """Adds what 32 terms of two blocks of one factor and of the i-th of the other come to."""
+    kept, streamed = (_columns, _rows) if rows_are_streamed else (_rows, _columns)
 
     @inline
-    def add(_: Any, first: Any, second: Any, stride: Any, block: Any) -> Any:
+    def add(_: Any, first: Any, second: Any, stride: Any, other: Any, other_stride: Any) -> Any:
         def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
-            *rows, stride, block = arguments
-            _load(b, _columns(c), block, LONG(64), "t1")
-            for r in range(2):
-                if c == 0:  # the other finds them there
-                    _load(b, _rows(r), rows[r], stride)
+            first, second, stride, other, other_stride = arguments
+            _load(b, streamed(i), other, other_stride, "t1")
+            for k, block in enumerate((first, second)):
+                if i == 0:  # the other time they are there
+                    _load(b, kept(k), block, stride)
+                r, c = (i, k) if rows_are_streamed else (k, i)
                 call(b, "llvm.x86.tdpbf16ps", _VOID, _sums(r, c), _rows(r), _columns(c))
 
-        return void(*[int64] * 4), emit
+        return void(*[int64] * 5), emit
 
     return add
-
-
-_add_first, _add_second = _add(0), _add(1)
 
 
 @inline
@@ -122,25 +122,78 @@ def _load(b: Any, tile: ir.Constant, address: Any, stride: Any, hint: str = "") 
     call(b, f"llvm.x86.tileloadd{hint}64", _VOID, tile, b.inttoptr(address, _POINTER), stride)
 
 
-def multiply(finish: Any) -> Any:
-    """results (32, ≤ 32) float32 = 16 and 16 rows, `stride` bytes apart, · two blocksᵀ, and what follows another one.
+def multiply(finish: Any, rows_are_streamed: bool) -> Any:
+    """results (32, 32) float32 = the product of two factors, and meanwhile what follows another product.
 
-    `finish(unit, job)` is a part of that; the first entry of `job` is how many there are. The tiles leave the vector
-    units free, and what they store cannot be read at once.
+    A factor is two blocks: their addresses, bytes from row to row and from 32 terms to the next. The one that is `kept`
+    stays in the first cache while others meet it; of the `streamed` one only `count` rows or columns are wanted.
+    `finish(unit, job)` is a part of what follows; the first entry of `job` is how many there are. The tiles leave the
+    vector units free, and what they store cannot be read at once.
     """
+    add_first, add_second = _add(0, rows_are_streamed), _add(1, rows_are_streamed)
 
     @njit(nogil=True)
-    def multiply(first, second, stride, columns, count, terms, results, job):
+    def multiply(kept, streamed, count, terms, results, job):
         _clear()
+        first, second, stride, step = kept
+        other, another, other_stride, other_step = streamed
         unit, steps, todo = 0, terms // _TERMS, job[0]
         for s in range(steps):
-            upper, lower, block = first + 64 * s, second + 64 * s, columns + 1024 * s
-            _add_first(upper, lower, stride, block)
+            add_first(first, second, stride, other, other_stride)
             if count > LANES:
-                _add_second(upper, lower, stride, block + 32 * terms)
+                add_second(first, second, stride, another, other_stride)
+            first, second, other, another = first + step, second + step, other + other_step, another + other_step
             while unit * steps < (s + 1) * todo:
                 finish(unit, job)
                 unit += 1
         _store(results)
 
     return multiply
+
+
+@njit(nogil=True)
+def rows_at(address, length):
+    """A factor that is read as it lies, in rows of so many bytes."""
+    return address, address + LANES * length, length, 2 * _TERMS
+
+
+@njit(nogil=True)
+def packed_at(address, terms):
+    """A factor that is packed."""
+    return address, address + 2 * LANES * terms, 64, 64 * LANES
+
+
+@inline
+def _turn_tile(context: Any, tile: Any) -> Any:
+    """16 × 16 pairs, in place."""
+
+    def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
+        rows = [load(b, INTS, arguments[0], 64 * r) for r in range(LANES)]
+        for r, row in enumerate(transposed(b, rows)):
+            store(b, row, arguments[0], 64 * r)
+
+    return void(int64), emit
+
+
+@njit(nogil=True)
+def turn(packed, length):
+    """Make columns, packed, the packed rows of a first factor; `length` bytes."""
+    for tile in range(packed, packed + length, 64 * LANES):
+        _turn_tile(tile)
+
+
+@inline
+def _copy(context: Any, source: Any, target: Any) -> Any:
+    """64 bytes."""
+
+    def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
+        store(b, load(b, INTS, arguments[0]), arguments[1])
+
+    return void(int64, int64), emit
+
+
+@njit(nogil=True)
+def copy_row(source, target, length):
+    """A multiple of 64 bytes."""
+    for place in range(0, length, 64):
+        _copy(source + place, target + place)

@@ -6,7 +6,7 @@ weight. A weight's gradient is a sum over the rows of an expert: down the column
 
 from typing import Any
 
-from numba import float32, int64, njit, void
+from numba import int64, njit, void
 
 from gatelab.kernels.cpu._bfloat16_tiles import (
     PANEL,
@@ -21,6 +21,7 @@ from gatelab.kernels.cpu._bfloat16_tiles import (
     tile_row,
 )
 from gatelab.kernels.cpu._emit import (
+    FLOAT,
     FLOATS,
     LANES,
     compiled,
@@ -36,27 +37,37 @@ from gatelab.kernels.cpu._emit import (
 
 
 @inline
-def _store_gradients(
-    context: Any, results: Any, gate: Any, up: Any, weight: Any, grad_gate: Any, grad_up: Any, weighted: Any
+def store_gradients(
+    context: Any,
+    results: Any,
+    gate: Any,
+    up: Any,
+    weight: Any,
+    grad_weight: Any,
+    grad_gate: Any,
+    grad_up: Any,
+    weighted: Any,
 ) -> Any:
-    """32 results, gradients of a = silu(gate)·up before its weight: stores what follows, and returns grad · a."""
+    """32 results, gradients of a = silu(gate)·up before its weight: stores what follows, and adds grad · a to that of
+    the weight.
+    """
 
     def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
-        results, gate, up, weight, *targets = arguments
-        scale, halves = splat(b, weight), []
+        results, gate, up, weight, grad_weight, *targets = arguments
+        scale, halves = splat(b, load(b, FLOAT, weight)), []
         for half in range(2):
             g, u = (load_bfloat16(b, b.add(address, address.type(32 * half))) for address in (gate, up))
             halves.append(swiglu_gradients(b, load(b, FLOATS, results, 64 * half), g, u, scale))
         *outputs, products = zip(*halves, strict=True)
         for output, target in zip(outputs, targets, strict=True):
             store(b, rounded_pair(b, *output), target)
-        return total(b, b.fadd(*products))
+        store(b, b.fadd(load(b, FLOAT, grad_weight), total(b, b.fadd(*products))), grad_weight)
 
-    return float32(int64, int64, int64, float32, int64, int64, int64), emit
+    return void(*[int64] * 8), emit
 
 
 @inline
-def _add_row(context: Any, results: Any, sums: Any) -> Any:
+def add_row(context: Any, results: Any, sums: Any) -> Any:
     """Adds 32 sums to the results."""
 
     def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
@@ -68,7 +79,7 @@ def _add_row(context: Any, results: Any, sums: Any) -> Any:
 
 
 @inline
-def _keep_row(context: Any, results: Any, sums: Any) -> Any:
+def keep_row(context: Any, results: Any, sums: Any) -> Any:
     """32 results in float32."""
 
     def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
@@ -79,20 +90,29 @@ def _keep_row(context: Any, results: Any, sums: Any) -> Any:
 
 
 @inline
-def _zero(context: Any, address: Any) -> Any:
+def zero(context: Any, address: Any) -> Any:
     def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
         store(b, constant(FLOATS, 0.0), arguments[0])
 
     return void(int64), emit
 
 
+@inline
+def zero_float(context: Any, address: Any) -> Any:
+    def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
+        store(b, FLOAT(0.0), arguments[0])
+
+    return void(int64), emit
+
+
 @njit(nogil=True)
-def _hidden_gradients(packed, n, down, D, I, hidden, weights_n, grad_weights_n, grad_hidden, weighted, spaces):
+def _hidden_gradients(packed, n, down, D, I, hidden, weights, grad_weights, grad_hidden, weighted, spaces):
     """From packed gradients of y: of `hidden`, of the weights, and the weighted activations."""
     panel, results, zeros = spaces
-    grad_weights_n[:] = 0
+    for r in range(n):
+        zero_float(grad_weights + 4 * r)
     for i in range(0, I, PANEL):
-        pack_columns(down + 2 * i, 0, D, I, PANEL, panel, zeros)
+        pack_columns(down + 2 * i, 0, D, D // 2, I, PANEL, panel, zeros)
         for start in range(0, n, ROWS):
             prefetch_columns(down + 2 * (i + PANEL), 0, D, I, start, ROWS, n)
             for row in range(start + ROWS, start + 2 * ROWS):
@@ -104,7 +124,8 @@ def _hidden_gradients(packed, n, down, D, I, hidden, weights_n, grad_weights_n, 
                 up = gate + 2 * I
                 targets = grad_hidden + gate, grad_hidden + up, weighted + 2 * (I * r + i)
                 result = results + 128 * (r - start)
-                grad_weights_n[r] += _store_gradients(result, hidden + gate, hidden + up, weights_n[r], *targets)
+                places = hidden + gate, hidden + up, weights + 4 * r, grad_weights + 4 * r
+                store_gradients(result, *places, *targets)
 
 
 @njit(nogil=True)
@@ -112,7 +133,7 @@ def _row_gradients(packed, n, up, D, J, out, spaces):
     """From packed gradients of `hidden`: of the rows of x."""
     panel, results, zeros = spaces
     for d in range(0, D, PANEL):
-        pack_columns(up + 2 * d, 0, J, D, PANEL, panel, zeros)
+        pack_columns(up + 2 * d, 0, J, J // 2, D, PANEL, panel, zeros)
         for start in range(0, n, ROWS):
             prefetch_columns(up + 2 * (d + PANEL), 0, J, D, start, ROWS, n)
             dot_products(tile_row(packed, start, J // 2), panel, panel + 32 * J, J // 2, results)
@@ -126,29 +147,29 @@ def _weight_gradient(packed, M, n, factor, tokens, N, out, sums, is_first, is_la
     panel, results, zeros = spaces
     pairs = (n + 1) // 2
     for c in range(0, N, PANEL):
-        pack_columns(factor + 2 * c, tokens, n, N, PANEL, panel, zeros)
+        pack_columns(factor + 2 * c, tokens, n, pairs, N, PANEL, panel, zeros)
         for start in range(0, M, ROWS):
             prefetch_columns(factor + 2 * (c + PANEL), tokens, n, N, start, ROWS, M)
             dot_products(tile_row(packed, start, pairs), panel, panel + 64 * pairs, pairs, results)
             for r in range(ROWS):
                 result, place = results + 128 * r, N * (start + r) + c
                 if not is_first:
-                    _add_row(result, sums + 4 * place)
+                    add_row(result, sums + 4 * place)
                 if is_last:
                     store_row(result, out + 2 * place)
                 else:
-                    _keep_row(result, sums + 4 * place)
+                    keep_row(result, sums + 4 * place)
 
 
 def _swiglu_expert_gradients(
-    x, grad, tokens, n, up, down, weights_n, D, I, hidden,
-    grad_rows, grad_weights_n, grad_up, grad_down, sums, is_first, is_last, scratch,
+    x, grad, tokens, n, up, down, weights, D, I, hidden,
+    grad_rows, grad_weights, grad_up, grad_down, sums, is_first, is_last, scratch,
 ):  # fmt: skip
     """Of the weighted rows down(silu(gate(x))·up(x)) whose gradients are the rows `tokens` of `grad`.
 
     To grad_rows (n, D) that of the rows of x, unless it is 0; to grad_up (2·I, D) and grad_down (D, I) those of the
     weights, unless grad_up is 0, or, except for the last block of an expert, to `sums`, in float32, one behind the
-    other; to `grad_weights_n` that of the combine weights.
+    other; to `grad_weights` that of the combine weights.
     """
     J = 2 * I
     widest, packed_n = max(D, J), -(-n // LANES) * LANES
@@ -161,23 +182,21 @@ def _swiglu_expert_gradients(
     zeros = addresses + 8 * LANES
     spaces = panel, results, zeros
     for z in range(0, 2 * widest, 64):
-        _zero(zeros + z)
+        zero(zeros + z)
     pack_rows(grad, tokens, n, D, packed, addresses)
-    _hidden_gradients(packed, n, down, D, I, hidden, weights_n, grad_weights_n, grad_hidden, weighted, spaces)
+    _hidden_gradients(packed, n, down, D, I, hidden, weights, grad_weights, grad_hidden, weighted, spaces)
     if grad_rows:
         pack_rows(grad_hidden, 0, n, J, packed, addresses)
         _row_gradients(packed, n, up, D, J, grad_rows, spaces)
     if grad_up:
-        pack_columns(grad_hidden, 0, n, J, J, packed, zeros)
+        pack_columns(grad_hidden, 0, n, (n + 1) // 2, J, J, packed, zeros)
         _weight_gradient(packed, J, n, x, tokens, D, grad_up, sums, is_first, is_last, spaces)
-        pack_columns(grad, tokens, n, D, D, packed, zeros)
+        pack_columns(grad, tokens, n, (n + 1) // 2, D, D, packed, zeros)
         sums += 4 * J * D
         _weight_gradient(packed, D, n, weighted, 0, I, grad_down, sums, is_first, is_last, spaces)
 
 
-swiglu_expert_gradients = compiled(
-    void(*[int64] * 6, float32[::1], *[int64] * 4, float32[::1], *[int64] * 6), _swiglu_expert_gradients
-)
+swiglu_expert_gradients = compiled(void(*[int64] * 18), _swiglu_expert_gradients)
 
 
 def scratch_elements(n: int, D: int, I: int) -> int:

@@ -164,15 +164,13 @@ def pack_rows(matrix, tokens, n, terms, packed, addresses):
 
 
 @njit(nogil=True)
-def pack_columns(matrix, tokens, n, row_length, columns, packed, zeros):
-    """Sums down the first columns of the rows `tokens` (an address of int64; 0: all).
-
-    An odd last row makes pairs with the zeros.
-    """
-    pairs = (n + 1) // 2
+def pack_columns(matrix, tokens, n, pairs, row_length, columns, packed, zeros):
+    """Sums down the first columns of the rows `tokens` (an address of int64; 0: all). What is missing is zeros."""
     for first in range(0, columns, _AT_ONCE):
         for p in range(pairs):
-            upper, lower = matrix + 2 * row_length * (read(tokens + 16 * p) if tokens else 2 * p), zeros
+            upper = lower = zeros
+            if 2 * p < n:
+                upper = matrix + 2 * row_length * (read(tokens + 16 * p) if tokens else 2 * p)
             if 2 * p + 1 < n:
                 lower = matrix + 2 * row_length * (read(tokens + 16 * p + 8) if tokens else 2 * p + 1)
             for c in range(first, min(first + _AT_ONCE, columns), LANES):

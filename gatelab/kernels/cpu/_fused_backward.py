@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,9 +35,10 @@ def fused_backward(
     most_rows = max(stop - start for _, start, stop in blocks)
     scratches = Scratches(1, (module.scratch_elements(most_rows, D, I),), torch.bfloat16)
     x_TD, grad_TD = arguments.x_TD.contiguous(), grad_TD.contiguous()
-    weights = arguments.weights.detach().contiguous().numpy()
-    grads = np.empty_like(weights) if grad_weights is None else grad_weights.numpy()
-    by_row = [entries(t) for t in (arguments.token_index.contiguous(), hidden.contiguous(), grad_rows_ND)]
+    weights = arguments.weights.detach().contiguous()
+    grads = torch.empty_like(weights) if grad_weights is None else grad_weights
+    rows = (arguments.token_index.contiguous(), hidden.contiguous(), grad_rows_ND, weights, grads)
+    by_row = [entries(t) for t in rows]
     by_expert = [entries(t) for t in (arguments.up_proj, arguments.down_proj, grad_up_EJD, grad_down_EDI)]
 
     def work(e: int) -> None:
@@ -49,17 +49,17 @@ def fused_backward(
         sums = torch.empty(3 * D * I if len(own) > 1 else 0)  # so that a sum of many terms is rounded once
         up_JD, down_DI, grad_up_JD, grad_down_DI = (at(e) for at in by_expert)
         for i, (_, start, stop) in enumerate(own):
-            tokens_n, hidden_nJ, grad_rows_nD = (at(start) for at in by_row)
+            tokens_n, hidden_nJ, grad_rows_nD, weights_n, grads_n = (at(start) for at in by_row)
             inputs = (x_TD.data_ptr(), grad_TD.data_ptr(), tokens_n, stop - start, up_JD, down_DI)
             with scratches.lend() as scratch:
                 module.swiglu_expert_gradients(
                     *inputs,
-                    weights[start:stop],
+                    weights_n,
                     D,
                     I,
                     hidden_nJ,
                     grad_rows_nD,
-                    grads[start:stop],
+                    grads_n,
                     grad_up_JD,
                     grad_down_DI,
                     sums.data_ptr(),
