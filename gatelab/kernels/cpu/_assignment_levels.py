@@ -19,12 +19,13 @@ def solve(scores, lower, upper, k, starts):
 
     Prices serve if few tokens sit on an over-full expert there (12 %, counted on a sample). Otherwise a few tokens are
     solved first, then four times as many from their prices, and so on: no temperature, no step size. For k > 1 sweeps
-    bring the prices nearer before tokens are moved.
+    bring the prices nearer before tokens are moved. Where that gets nowhere near, and for k = 1 as soon as there are
+    near prices, the tokens are lined up, so that a few of them tell more of all.
     """
     T, E = scores.values.shape
-    order = np.arange(T)
     # For k > 1 a pass costs more, and fewer tokens tell as much.
     few = max(4096, 16 * E) if k == 1 else max(512, 4 * E)
+    order = np.arange(T)
     sample, low, high = _every(scores, lower, upper, order, max(1, T // few))
     n = sample.values.shape[0]
     best, fewest = 0, n * k + 1
@@ -34,30 +35,29 @@ def solve(scores, lower, upper, k, starts):
         overflow = _overflow(low, high, n * k, starts[s], counted)[0]
         if overflow < fewest:
             best, fewest, ids, loads = s, overflow, chosen, counted
-    stride = 1
-    while fewest > 0.12 * n * k and T * k > E * stride:
-        stride *= 4
-    prices, coarsest = starts[best], stride
+    prices = starts[best]
+    coarsest = 1 if fewest <= 0.12 * n * k else _stride(T * k, E)
     direct = k == 1 or fewest <= E  # too little to move for sweeps to pay
-    if stride == 1 and n == T and direct:
+    if coarsest == 1 and n == T and direct:
         prices = balance(scores, lower, upper, prices, ids, loads, nothing_near(), prices)
         return best_first(scores, prices, ids), prices
-    lined_up, window = False, np.empty(0)
+    stride, found, lined_up, pays, window = coarsest, True, False, True, np.empty(0)
     while True:
         sample, low, high = _every(scores, lower, upper, order, stride)
-        if direct or (stride > 1 and stride == coarsest):
+        if direct or (stride == coarsest and stride > 1):
             ids, loads = choose(sample, k, prices, high)
             prices = balance(sample, low, high, prices, ids, loads, nothing_near(), prices)
         else:
-            if window.shape[0] == 0 or T * k < 4 * MEMBERS * E * stride:  # a coarser level knew them
+            if window.shape[0] == 0 or T * k < 4 * MEMBERS * E * stride:  # else a coarser level knew them
                 window = windows(sample, k, prices)
-            ids, better, found = _approach(sample, low, high, k, prices, window.copy(), lined_up, stride == 1)
-            if not found:
-                order, lined_up = line_up(scores, k, prices), True
-                if stride == 1:
-                    stride, window = _coarse(T * k, E), np.empty(0)
-                continue
-            prices = better
+            if stride > 1 and not lined_up:
+                prices, found = _sweep(sample, low, high, k, prices, window)
+            else:
+                ids, prices, found, pays = _settle(sample, low, high, k, prices, window, lined_up, pays or stride > 1)
+        if not found:
+            order, found, lined_up, window = line_up(scores, k, prices), True, True, np.empty(0)
+            stride = stride if stride > 1 else _stride(T * k, 64 * E)
+            continue
         if stride == 1:
             return best_first(scores, prices, ids), prices
         if k == 1 and stride == coarsest:
@@ -66,35 +66,48 @@ def solve(scores, lower, upper, k, starts):
 
 
 @jit
-def _coarse(assignments, E):
+def _stride(assignments, fewest):
+    """A power of four that leaves about so many."""
     stride = 1
-    while assignments > 64 * E * stride:
+    while assignments > fewest * stride:
         stride *= 4
     return stride
 
 
 @jit
-def _approach(scores, lower, upper, k, prices, window, lined_up, to_the_end):
-    """The optimum; if not `to_the_end`, near prices where sweeps are enough to find them.
+def _sweep(scores, lower, upper, k, prices, window):
+    """Better prices, and whether they are near; if not, the same."""
+    T, E = scores.values.shape
+    _, loads, near = choose_near(scores, k, prices, upper, window)
+    over, hub_price = _overflow(lower, upper, T * k, prices, loads)
+    change, left = sweep(near, scores.magic, prices, window, loads, lower, upper, hub_price)
+    near_enough = over <= E or left < SLOW
+    return prices + change if near_enough else prices, near_enough
 
-    Neither if sweeps get nowhere near, where a sample's errors are costly, and the sample was not `lined_up`.
+
+@jit
+def _settle(scores, lower, upper, k, prices, window, lined_up, pays):
+    """The optimal ids and prices, with sweeps before if that `pays`; whether they were found, and whether sweeps paid.
+
+    They are not found if sweeps do not help and the tokens were not lined up.
     """
     T, E = scores.values.shape
     ids, loads, near = choose_near(scores, k, prices, upper, window)
     over, hub_price = _overflow(lower, upper, T * k, prices, loads)
-    if 4 * over > E:
+    if 4 * over > E and not pays:
+        near = nothing_near()  # without better prices moves will go beyond the windows
+    elif 4 * over > E:
         change, left = sweep(near, scores.magic, prices, window, loads, lower, upper, hub_price)
-        if not (lined_up or to_the_end):
-            return ids, prices + change, over <= E or left < SLOW
-        prices = prices + change
+        pays = left < 0.5
+        prices, window = prices + change, window.copy()
         if not reprice(near, window, change, ids, loads):
             ids, loads, near = choose_near(scores, k, prices, upper, window)
         remaining = _overflow(lower, upper, T * k, prices, loads)[0]
         if not lined_up and remaining > 4 * E and SLOW * over < remaining:
-            return ids, prices, False
-        if 4 * remaining > over:  # moves will go beyond the windows
+            return ids, prices, False, True
+        if 4 * remaining > over:
             near = nothing_near()
-    return ids, balance(scores, lower, upper, prices, ids, loads, near, window), True
+    return ids, balance(scores, lower, upper, prices, ids, loads, near, window), True, pays
 
 
 @jit

@@ -68,58 +68,64 @@ def _insert(least, new):
 
 @jit
 def choose_near(scores, k, prices, upper, window):
-    """What `choose` returns, and the entries near the border."""
+    """What `choose` returns, but for the order of a token's experts, and the entries near the border."""
     T, E = scores.values.shape
-    ids, row, kept = np.empty((T, k), np.int64), np.empty(E), np.empty(E)
-    bits, found = row.view(np.int64), np.empty(E + 1, np.int64)
-    room = ROOM * upper + np.arange(E)
-    start, held = np.empty(T + 1, np.int64), np.empty(T, np.int64)
-    worst, rival = np.empty(T), np.empty(T)
-    expert, value = np.empty(4 * k * T + E, np.int32), np.empty(4 * k * T + E)
-    n = 0
-    for t in range(T):
-        start[t] = n
-        if n + E > expert.shape[0]:
-            expert, value = np.append(expert, np.empty_like(expert)), np.append(value, np.empty_like(value))
+    ids, room = np.empty((T, k), np.int64), ROOM * upper + np.arange(E)
+    start, held, worst, rival = np.zeros(T + 1, np.int64), np.empty(T, np.int64), np.empty(T), np.empty(T)
+    near = Near(start, held, np.empty(4 * k * T + E, np.int32), np.empty(4 * k * T + E), worst, rival)
+    row, places, mine = np.empty(E), np.empty((2, E + 1), np.int64), np.zeros(E, np.bool_)
+    bits, found, own = row.view(np.int64), places[0], places[1]
+    t = 0
+    while t < T:
+        t = _choose_while_space(scores, t, prices, window, ids, room, near, row, bits, found, own, mine)
+        if t < T:
+            expert, value = np.append(near.expert, near.expert), np.append(near.value, near.value)
+            near = Near(start, held, expert, value, worst, rival)
+    return ids, upper - room // ROOM, near
+
+
+@inner
+def _choose_while_space(scores, t, prices, window, ids, room, near, row, bits, found, own, mine):
+    """From token t on; returns the first for which there is no space left. The arrays at the end are scratch."""
+    k, E = ids.shape[1], row.shape[0]
+    expert, value, n = near.expert, near.value, near.start[t]
+    while t < ids.shape[0] and n + E < expert.shape[0]:
         last = lift(scores, t, prices, row)
         for _ in range(1, k):
             last = largest_below(bits, last)
-        near = _reaching(row, window, last, found)
-        if _sorted_down_to(row, bits, last, found[:near], ids[t]):
-            for c in range(k):
-                room[ids[t, c]] -= ROOM
+        listed = _reaching(row, window, last, found)
+        if _reached(bits, last, found[:listed], mine, own) == k:
             after = largest_below(bits, last)
-        else:  # ties
-            kept[:] = row
             for c in range(k):
-                last = largest(bits)
-                e = roomiest(bits, last, room)
-                ids[t, c] = e
-                bits[e] = 0
-                room[e] -= ROOM
-            after = largest(bits)
-            row[:] = kept
-            near = _reaching(row, window, last, found)
+                ids[t, c] = own[c]
+                room[own[c]] -= ROOM
+        else:  # ties
+            last, after = _roomiest_first(bits, room, ids[t])
+            lift(scores, t, prices, row)
+            listed = _reaching(row, window, last, found)
+            for x in range(listed):
+                mine[found[x]] = False
+            for c in range(k):
+                mine[ids[t, c]] = True
         low, high = np.int64(last).view(np.float64), np.int64(after).view(np.float64)
-        worst[t], rival[t] = low, high
-        for c in range(k):
-            e = ids[t, c]
-            if row[e] - high < window[e]:
-                expert[n], value[n] = e, row[e]
-                n += 1
-                if c == k - 1:
-                    worst[t] = ABSENT
-            row[e] = -ABSENT
-        held[t] = n - start[t]
-        for x in range(near):
+        worst, rival = low, high
+        for x in range(listed):  # without branches: who is near is hard to foretell
             e = found[x]
-            if low - row[e] < window[e]:
-                expert[n], value[n] = e, row[e]
-                n += 1
-                if row[e] == high:
-                    rival[t] = -ABSENT
-    start[T] = n
-    return ids, upper - room // ROOM, Near(start, held, expert, value, worst, rival)
+            is_near = mine[e] & (row[e] - high < window[e])
+            expert[n], value[n] = e, row[e]
+            n += is_near
+            worst = ABSENT if is_near & (row[e] == low) else worst
+        near.held[t] = n - near.start[t]
+        for x in range(listed):
+            e = found[x]
+            is_near = (not mine[e]) & (low - row[e] < window[e])
+            expert[n], value[n] = e, row[e]
+            n += is_near
+            rival = -ABSENT if is_near & (row[e] == high) else rival
+        near.worst[t], near.rival[t] = worst, rival
+        t += 1
+        near.start[t] = n
+    return t
 
 
 @inner
@@ -134,18 +140,25 @@ def _reaching(row, window, last, found):
 
 
 @inner
-def _sorted_down_to(row, bits, last, found, ids):
-    """Fill ids (k,) with those of `found` that reach `last`, the best first; False if they are not k."""
+def _reached(bits, last, found, mine, own):
+    """Mark those of `found` that reach `last` as `mine` (E,) and list them; returns how many."""
     n = 0
     for x in range(found.shape[0]):
         e = found[x]
-        if bits[e] >= last:
-            if n == ids.shape[0]:
-                return False
-            y = n
-            while y > 0 and row[ids[y - 1]] < row[e]:
-                ids[y] = ids[y - 1]
-                y -= 1
-            ids[y] = e
-            n += 1
-    return n == ids.shape[0]
+        mine[e] = bits[e] >= last
+        own[n] = e
+        n += mine[e]
+    return n
+
+
+@inner
+def _roomiest_first(bits, room, ids):
+    """Move a top-k set from `bits` to ids (k,), of tied experts the roomiest; returns its least and the next."""
+    last = np.int64(0)
+    for c in range(ids.shape[0]):
+        last = largest(bits)
+        e = roomiest(bits, last, room)
+        ids[c] = e
+        bits[e] = 0
+        room[e] -= ROOM
+    return last, largest(bits)

@@ -10,26 +10,36 @@ import numpy as np
 
 from gatelab.kernels.cpu._assignment_rows import inner, jit, largest_below, lift
 
-BINS = 1024  # of gaps
+BINS = 1024  # on either side of a border
 
 
 @jit
 def line_up(scores, k, prices):
-    """The tokens (T,) ordered by their k-th expert at these prices, the next one, and how far that is behind."""
+    """The tokens (T,) by the pair of their k-th expert and the next, within a pair by how far the one is ahead.
+
+    Every second pair runs backwards: so the tokens of an expert that two pairs share lie side by side.
+    """
     T, E = scores.values.shape
-    row, last, after, gap = np.empty(E), np.empty(T, np.int64), np.empty(T, np.int64), np.empty(T)
+    row, first, second, ahead = np.empty(E), np.empty(T, np.int64), np.empty(T, np.int64), np.empty(T)
     bits = row.view(np.int64)
     for t in range(T):
         top = lift(scores, t, prices, row)
         for _ in range(1, k):
-            top = max(largest_below(bits, top), np.int64(1))
-        next_top = largest_below(bits, top)
-        last[t], after[t] = _position(bits, top), _position(bits, next_top)
-        gap[t] = max(row[last[t]] - row[after[t]], 0.0)
-    middle = max(np.mean(gap), 1e-300)
-    bins = (BINS * (gap / (gap + middle))).astype(np.int64)
-    order = _sorted(np.arange(T), bins, BINS + 1)
-    return _sorted(_sorted(order, after, E), last, E)
+            top = max(largest_below(bits, top), np.int64(1))  # fewer than k values
+        i, j = _position(bits, top), _position(bits, largest_below(bits, top))
+        first[t], second[t] = min(i, j), max(i, j)
+        ahead[t] = row[first[t]] - row[second[t]]
+    middle = max(np.mean(np.abs(ahead)), 1e-300)
+    bins = (BINS * (1 + ahead / (np.abs(ahead) + middle))).astype(np.int64)
+    order = _sorted(np.arange(T), bins, 2 * BINS + 1)
+    order = _sorted(_sorted(order, second, E), first, E)
+    begin, backwards = 0, False
+    for x in range(1, T + 1):
+        if x == T or first[order[x]] != first[order[begin]] or second[order[x]] != second[order[begin]]:
+            if backwards:
+                order[begin:x] = order[begin:x][::-1].copy()
+            begin, backwards = x, not backwards
+    return order
 
 
 @inner
