@@ -1,0 +1,151 @@
+"""The backward pass of `_float_blocks`: its products and what lies between them, in numba (extra `fast`).
+
+The gradients of activated rows and of tokens are sums along the rows of what comes in, and down the columns of a
+weight. A weight's gradient is a sum over the rows of an expert: down the columns of both factors.
+"""
+
+from typing import Any
+
+from numba import float32, int64, njit, void
+
+from gatelab.kernels.cpu._bfloat16_tiles import prefetch
+from gatelab.kernels.cpu._emit import FLOATS, LANES, inline, load, splat, store, swiglu_gradients, total
+from gatelab.kernels.cpu._float_tiles import (
+    PANEL,
+    ROWS,
+    add_row,
+    compiled,
+    copy_columns,
+    copy_row,
+    dot_products,
+    expect,
+    pack_columns,
+    pack_rows,
+    prefetch_columns,
+    tile_of_columns,
+    tile_of_rows,
+)
+
+_TERMS = 512  # of a sum at once, or columns: so that all tiles stay in the second cache
+
+
+@inline
+def _store_gradients(
+    context: Any, results: Any, gate: Any, up: Any, weight: Any, grad_gate: Any, grad_up: Any, weighted: Any
+) -> Any:
+    """32 results, gradients of a = silu(gate)·up before its weight: stores what follows, and returns grad · a."""
+
+    def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
+        results, gate, up, weight, *targets = arguments
+        scale, products = splat(b, weight), []
+        for offset in (0, 64):
+            d, g, u = (load(b, FLOATS, address, offset) for address in (results, gate, up))
+            *outputs, product = swiglu_gradients(b, d, g, u, scale)
+            for output, target in zip(outputs, targets, strict=True):
+                store(b, output, target, offset)
+            products.append(product)
+        return total(b, b.fadd(*products))
+
+    return float32(int64, int64, int64, float32, int64, int64, int64), emit
+
+
+@njit(nogil=True)
+def _hidden_gradients(packed, n, down, D, I, hidden, weights_n, grad_weights_n, grad_hidden, weighted, panel, results):
+    """From packed gradients of y: of `hidden`, of the weights, and the weighted activations."""
+    grad_weights_n[:] = 0
+    for i in range(0, I, PANEL):
+        copy_columns(down + 4 * i, 0, D, I, panel)
+        for start in range(0, n, ROWS):
+            prefetch_columns(down + 4 * (i + PANEL), 0, D, I, start, n)
+            for row in range(start, min(start + ROWS, n)):
+                for line in (0, 64):
+                    prefetch(hidden + 4 * (2 * I * row + i) + line)
+                    prefetch(hidden + 4 * (2 * I * row + I + i) + line)
+            rows = min(ROWS, n - start)
+            dot_products(rows, tile_of_rows(packed, start, D), panel, D, results)
+            for r in range(start, start + rows):
+                gate = 4 * (2 * I * r + i)
+                up = gate + 4 * I
+                targets = grad_hidden + gate, grad_hidden + up, weighted + 4 * (I * r + i)
+                result = results + 128 * (r - start)
+                grad_weights_n[r] += _store_gradients(result, hidden + gate, hidden + up, weights_n[r], *targets)
+
+
+@njit(nogil=True)
+def _row_gradients(grad_hidden, n, up, D, J, out, packed, panel, results, addresses):
+    """From gradients of `hidden`: of the rows of x."""
+    for j in range(0, J, _TERMS):
+        terms = min(_TERMS, J - j)
+        pack_rows(grad_hidden + 4 * j, 0, n, J, terms, packed, addresses)
+        for d in range(0, D, PANEL):
+            copy_columns(up + 4 * (D * j + d), 0, terms, D, panel)
+            for start in range(0, n, ROWS):
+                prefetch_columns(up + 4 * (D * j + d + PANEL), 0, terms, D, start, n)
+                rows = min(ROWS, n - start)
+                target = out + 4 * (D * start + d)
+                expect(target, D, rows, 128)
+                dot_products(rows, tile_of_rows(packed, start, terms), panel, terms, results)
+                _keep(results, rows, target, D, j == 0)
+
+
+@njit(nogil=True)
+def _keep(results, n, out, row_length, is_first):
+    for r in range(n):
+        if is_first:
+            copy_row(results + 128 * r, out + 4 * row_length * r)
+        else:
+            add_row(results + 128 * r, out + 4 * row_length * r)
+
+
+@njit(nogil=True)
+def _weight_gradient(left, left_tokens, M, right, right_tokens, N, n, out, is_first, packed, panel, results):
+    """out (M, N) = leftᵀ · right, sums over n rows, `tokens` of either (an address of int64; 0: all)."""
+    for m in range(0, M, _TERMS):
+        columns = min(_TERMS, M - m)
+        pack_columns(left + 4 * m, left_tokens, n, M, columns, packed)
+        for c in range(0, N, PANEL):
+            copy_columns(right + 4 * c, right_tokens, n, N, panel)
+            for start in range(0, columns, ROWS):
+                prefetch_columns(right + 4 * (c + PANEL), right_tokens, n, N, start, columns)
+                rows = min(ROWS, columns - start)
+                target = out + 4 * (N * (m + start) + c)
+                expect(target, N, rows, 128)
+                dot_products(rows, tile_of_columns(packed, start, n, columns), panel, n, results)
+                _keep(results, rows, target, N, is_first)
+
+
+def _float_swiglu_expert_gradients(
+    x, grad, tokens, n, up, down, weights_n, D, I, hidden,
+    grad_rows, grad_weights_n, grad_up, grad_down, is_first, scratch,
+):  # fmt: skip
+    """Of the weighted rows down(silu(gate(x))·up(x)) whose gradients are the rows `tokens` of `grad`.
+
+    To grad_rows (n, D) that of the rows of x, unless it is 0; to grad_up (2·I, D) and grad_down (D, I) those of the
+    weights, unless grad_up is 0, added to what is there unless this is the first block of an expert; to
+    `grad_weights_n` that of the combine weights.
+    """
+    J = 2 * I
+    grad_hidden = scratch
+    weighted = grad_hidden + 4 * n * J
+    panel = weighted + 4 * n * I
+    results = panel + 4 * PANEL * max(D, _TERMS, n)
+    addresses = results + 4 * ROWS * PANEL
+    packed = addresses + 8 * LANES
+    pack_rows(grad, tokens, n, D, D, packed, addresses)
+    _hidden_gradients(packed, n, down, D, I, hidden, weights_n, grad_weights_n, grad_hidden, weighted, panel, results)
+    if grad_rows:
+        _row_gradients(grad_hidden, n, up, D, J, grad_rows, packed, panel, results, addresses)
+    if grad_up:
+        _weight_gradient(grad_hidden, 0, J, x, tokens, D, n, grad_up, is_first, packed, panel, results)
+        _weight_gradient(grad, tokens, D, weighted, 0, I, n, grad_down, is_first, packed, panel, results)
+
+
+float_swiglu_expert_gradients = compiled(
+    void(*[int64] * 6, float32[::1], *[int64] * 4, float32[::1], *[int64] * 4), _float_swiglu_expert_gradients
+)
+
+
+def scratch_elements(n: int, D: int, I: int) -> int:
+    """Of float32, that `float_swiglu_expert_gradients` needs for n rows."""
+    tiles = max(-(-n // ROWS) * max(D, _TERMS), -(-_TERMS // ROWS) * n)
+    return n * 3 * I + PANEL * max(D, _TERMS, n) + ROWS * PANEL + 2 * LANES + LANES * (tiles + 1)

@@ -1,0 +1,227 @@
+"""Products of float32 in tiles of 14 × 32 results, in numba (extra `fast`), for processors with AVX-512.
+
+The first factor is packed into *tiles* of 14 of its rows: their first terms, then their second ones, 64 bytes at a time
+(14 numbers and two that nobody uses). The second one is packed into a *panel* of 32 of its rows in the same way, which
+meets all tiles; what follows a product is done with its results while they are in the first cache.
+
+Matrices are passed by address and contiguous; their sizes, but for numbers of tokens, are multiples of 32.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llvmlite import ir
+from numba import int64, njit, void
+
+from gatelab.kernels.cpu import _emit
+from gatelab.kernels.cpu._bfloat16_tiles import prefetch, read
+from gatelab.kernels.cpu._emit import FLOAT, FLOATS, INT, LANES, LONG, call, constant, inline, load, splat, store
+
+ROWS = 14  # times two vectors of results, two of the panel and one of the tile: 31 of the 32 registers
+PANEL = 2 * LANES
+AT_ONCE = 4  # tiles: with more, those some KB apart drive each other out of the first cache
+_AHEAD = 8  # terms: what the second cache takes to answer
+_SOURCES = [Path(__file__).with_name(f"_float_{name}.py") for name in ("tiles", "blocks", "gradients")]
+_VERSION = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:8]
+
+
+def compiled(signature: Any, function: Callable[..., None]) -> Callable[..., None]:
+    """As in `_emit`, under the version of these files too."""
+    function.__name__ = f"{function.__name__}_{_VERSION}"
+    return _emit.compiled(signature, function)
+
+
+def _dot_products(rows: int) -> Any:
+    @inline
+    def multiply(_: Any, tile: Any, panel: Any, terms: Any, results: Any) -> Any:
+        return void(int64, int64, int64, int64), lambda _, b, __, arguments: _emit_products(b, rows, *arguments)
+
+    return multiply
+
+
+def _emit_products(b: Any, rows: int, tile: Any, panel: Any, terms: Any, results: Any) -> None:
+    before, loop, after = b.block, b.append_basic_block("terms"), b.append_basic_block("done")
+    b.branch(loop)
+    b.position_at_end(loop)
+    first, second, left, old = b.phi(LONG), b.phi(LONG), b.phi(LONG), [b.phi(FLOATS) for _ in range(2 * rows)]
+    for address, size in ((first, 64), (second, 128), (b.add(second, LONG(64)), 128)):
+        _prefetch_into_first(b, b.add(address, LONG(size * _AHEAD)))
+    columns, sums = [load(b, FLOATS, second, offset) for offset in (0, 64)], []
+    for r in range(rows):
+        x = splat(b, load(b, FLOAT, first, 4 * r))
+        sums += [call(b, "llvm.fma.v16f32", FLOATS, x, c, old[2 * r + i]) for i, c in enumerate(columns)]
+    fewer = b.sub(left, LONG(1))
+    steps = [(left, terms, fewer), (first, tile, b.add(first, LONG(64))), (second, panel, b.add(second, LONG(128)))]
+    steps += [(o, constant(FLOATS, 0.0), s) for o, s in zip(old, sums, strict=True)]
+    for phi, start, following in steps:
+        phi.add_incoming(start, before)
+        phi.add_incoming(following, loop)
+    b.cbranch(b.icmp_signed("!=", fewer, LONG(0)), loop, after)
+    b.position_at_end(after)
+    for i, total in enumerate(sums):
+        store(b, total, results, 64 * i)
+
+
+_all_rows, _twelve_rows, _eight_rows, _four_rows = map(_dot_products, (ROWS, 12, 8, 4))
+
+
+@njit(nogil=True)
+def dot_products(rows, tile, panel, terms, results):
+    """results (rows, 32) = the first rows of a tile · panelᵀ. Writes up to three rows more."""
+    if rows > 12:
+        _all_rows(tile, panel, terms, results)
+    elif rows > 8:
+        _twelve_rows(tile, panel, terms, results)
+    elif rows > 4:
+        _eight_rows(tile, panel, terms, results)
+    else:
+        _four_rows(tile, panel, terms, results)
+
+
+def _prefetch_into_first(b: Any, address: Any, to_write: int = 0) -> None:
+    into_first, of_data = INT(3), INT(1)
+    pointer = b.inttoptr(address, ir.IntType(8).as_pointer())
+    call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, INT(to_write), into_first, of_data)
+
+
+@inline
+def _prefetch_to_write(context: Any, address: Any) -> Any:
+    def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
+        _prefetch_into_first(b, arguments[0], to_write=1)
+
+    return void(int64), emit
+
+
+@njit(nogil=True)
+def expect(out, row_length, n, bytes_of_row):
+    """Asks for what will be written: the first bytes of n rows. Otherwise every line is waited for."""
+    for r in range(n):
+        for line in range(0, bytes_of_row, 64):
+            _prefetch_to_write(out + 4 * row_length * r + line)
+
+
+@inline
+def _transpose(context: Any, addresses: Any, offset: Any, target: Any, stride: Any) -> Any:
+    """16 terms, from `offset` on, of the 16 rows at `addresses`."""
+
+    def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
+        addresses, offset, target, stride = arguments
+        rows = [load(b, FLOATS, b.add(load(b, LONG, addresses, 8 * i), offset)) for i in range(LANES)]
+        for d in (8, 4, 2, 1):  # swaps the off-diagonal quarters of every 2d × 2d square
+            low = ir.Constant(_emit.INTS, [LANES + (l ^ d) if l & d else l for l in range(LANES)])
+            high = ir.Constant(_emit.INTS, [LANES + l if l & d else l | d for l in range(LANES)])
+            for i in range(LANES):
+                if not i & d:
+                    upper, lower = rows[i], rows[i + d]
+                    rows[i] = b.shuffle_vector(upper, lower, low)
+                    rows[i + d] = b.shuffle_vector(upper, lower, high)
+        for row in rows:
+            store(b, row, target)
+            target = b.add(target, stride)
+
+    return void(int64, int64, int64, int64), emit
+
+
+@inline
+def _write(context: Any, address: Any, value: Any) -> Any:
+    def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
+        store(b, arguments[1], arguments[0])
+
+    return void(int64, int64), emit
+
+
+@inline
+def copy_half(context: Any, source: Any, target: Any) -> Any:
+    """16 numbers."""
+
+    def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
+        store(b, load(b, FLOATS, arguments[0]), arguments[1])
+
+    return void(int64, int64), emit
+
+
+@inline
+def add_row(context: Any, results: Any, sums: Any) -> Any:
+    """Adds 32 results to the sums."""
+
+    def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
+        for offset in (0, 64):
+            result, earlier = (load(b, FLOATS, address, offset) for address in arguments)
+            store(b, b.fadd(result, earlier), arguments[1], offset)
+
+    return void(int64, int64), emit
+
+
+@njit(nogil=True)
+def copy_row(source, target):
+    """32 numbers."""
+    copy_half(source, target)
+    copy_half(source + 64, target + 64)
+
+
+@njit(nogil=True)
+def pack_rows(matrix, tokens, n, row_length, terms, packed, addresses):
+    """Tiles of sums along the first terms of the rows `tokens` (an address of int64; 0: all)."""
+    for start in range(0, n, ROWS):
+        for r in range(LANES):
+            i = min(start + r, n - 1)
+            _write(addresses + 8 * r, matrix + 4 * row_length * (read(tokens + 8 * i) if tokens else i))
+        for t in range(0, terms, LANES):
+            _transpose(addresses, 4 * t, tile_of_rows(packed, start, terms) + 64 * t, 64)
+
+
+@njit(nogil=True)
+def tile_of_rows(packed, start, terms):
+    """The address of the rows from `start` on, which is a multiple of `ROWS`."""
+    return packed + 64 * (start // ROWS) * terms
+
+
+@njit(nogil=True)
+def pack_panel(upper, lower, row_length, terms, panel, addresses):
+    """Sums along the first terms of 16 rows and 16 more."""
+    for half in range(2):
+        for r in range(LANES):
+            _write(addresses + 8 * r, (lower if half else upper) + 4 * row_length * r)
+        for t in range(0, terms, LANES):
+            _transpose(addresses, 4 * t, panel + 64 * half + 128 * t, 128)
+
+
+@njit(nogil=True)
+def pack_columns(matrix, tokens, n, row_length, columns, packed):
+    """Tiles of sums down the first columns of the rows `tokens` (an address of int64; 0: all)."""
+    for first in range(0, columns, AT_ONCE * ROWS):
+        for i in range(n):
+            row = matrix + 4 * row_length * (read(tokens + 8 * i) if tokens else i)
+            for start in range(first, min(first + AT_ONCE * ROWS, columns), ROWS):
+                copy_half(row + 4 * min(start, columns - LANES), packed + 64 * (start // ROWS * n + i))
+
+
+@njit(nogil=True)
+def tile_of_columns(packed, start, n, columns):
+    """The address of the columns from `start` on. The last 16 were packed together, whichever are wanted."""
+    return packed + 64 * (start // ROWS) * n + 4 * max(0, start - (columns - LANES))
+
+
+@njit(nogil=True)
+def copy_columns(matrix, tokens, n, row_length, panel):
+    """A panel of sums down the first 32 columns of the rows `tokens` (an address of int64; 0: all)."""
+    for i in range(n):
+        copy_row(matrix + 4 * row_length * (read(tokens + 8 * i) if tokens else i), panel + 128 * i)
+
+
+@njit(nogil=True)
+def prefetch_rows(address, size, start, n):
+    """Asks for what belongs to the rows from `start` on when `size` bytes are shared out to n rows."""
+    for line in range(size * start // n // 64, size * min(n, start + ROWS) // n // 64):
+        prefetch(address + 64 * line)
+
+
+@njit(nogil=True)
+def prefetch_columns(matrix, tokens, length, row_length, start, n):
+    """Asks for what belongs to the rows from `start` on when `length` pieces of 32 columns are shared out to n rows."""
+    for i in range(length * start // n, length * min(n, start + ROWS) // n):
+        row = matrix + 4 * row_length * (read(tokens + 8 * i) if tokens else i)
+        prefetch(row)
+        prefetch(row + 64)
