@@ -11,6 +11,7 @@ from gatelab.kernels.cpu._assignment_rows import Scores, best_first, choose, jit
 from gatelab.kernels.cpu._assignment_sweeps import sweep
 
 SLOW = 1 / 3  # of the overflow is left by sweeps
+MANY = 0.8  # pairs a token: hardly two tokens lie on one line
 
 
 @jit
@@ -19,8 +20,8 @@ def solve(scores, lower, upper, k, starts):
 
     Prices serve if few tokens sit on an over-full expert there (12 %, counted on a sample). Otherwise a few tokens are
     solved first, then four times as many from their prices, and so on: no temperature, no step size. For k > 1 sweeps
-    bring the prices nearer before tokens are moved. Where that gets nowhere near, and for k = 1 as soon as there are
-    near prices, the tokens are lined up, so that a few of them tell more of all.
+    bring the prices nearer before tokens are moved. Where that gets nowhere near, and for k = 1 where tokens share
+    few borders, they are lined up, so that a few of them tell more of all.
     """
     T, E = scores.values.shape
     # For k > 1 a pass costs more, and fewer tokens tell as much.
@@ -55,13 +56,13 @@ def solve(scores, lower, upper, k, starts):
             else:
                 ids, prices, found, pays = _settle(sample, low, high, k, prices, window, lined_up, pays or stride > 1)
         if not found:
-            order, found, lined_up, window = line_up(scores, k, prices), True, True, np.empty(0)
+            order, found, lined_up, window = line_up(scores, k, prices)[0], True, True, np.empty(0)
             stride = stride if stride > 1 else _stride(T * k, 64 * E)
             continue
         if stride == 1:
             return best_first(scores, prices, ids), prices
-        if k == 1 and stride == coarsest:
-            order = line_up(scores, k, prices)
+        if k == 1 and 4 * stride == coarsest and line_up(sample, k, prices)[1] < MANY * sample.values.shape[0]:
+            order = line_up(scores, k, prices)[0]
         stride //= 4
 
 

@@ -18,6 +18,9 @@ def line_up(scores, k, prices):
     """The tokens (T,) by the pair of their k-th expert and the next, within a pair by how far the one is ahead.
 
     Every second pair runs backwards: so the tokens of an expert that two pairs share lie side by side.
+
+    Returns:
+        The tokens in that order, and how many pairs there are.
     """
     T, E = scores.values.shape
     row, first, second, ahead = np.empty(E), np.empty(T, np.int64), np.empty(T, np.int64), np.empty(T)
@@ -33,13 +36,13 @@ def line_up(scores, k, prices):
     bins = (BINS * (1 + ahead / (np.abs(ahead) + middle))).astype(np.int64)
     order = _sorted(np.arange(T), bins, 2 * BINS + 1)
     order = _sorted(_sorted(order, second, E), first, E)
-    begin, backwards = 0, False
+    begin, pairs = 0, 0
     for x in range(1, T + 1):
         if x == T or first[order[x]] != first[order[begin]] or second[order[x]] != second[order[begin]]:
-            if backwards:
+            if pairs % 2 == 1:
                 order[begin:x] = order[begin:x][::-1].copy()
-            begin, backwards = x, not backwards
-    return order
+            begin, pairs = x, pairs + 1
+    return order, pairs
 
 
 @inner
