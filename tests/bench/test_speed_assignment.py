@@ -31,6 +31,14 @@ def test_scipy_where_its_matrix_fits_and_only_sinkhorn_where_exact_peers_take_mi
     assert list(peers(64, 1, exact=False)) == [SINKHORN]
 
 
+def test_every_family_where_there_are_many_tokens(monkeypatch):
+    monkeypatch.setattr(assignment, "peers", lambda T, k, exact: {})
+    monkeypatch.setattr(assignment, "MANY", 64)
+    rows = assignment.run([(64, 8, 1), (32, 8, 1)], rounds=1)
+    families = {T: {row["scores"] for row in rows if row["tokens"] == T} for T in (64, 32)}
+    assert families == {64: set(assignment.FAMILIES + assignment.MORE_FAMILIES), 32: set(assignment.FAMILIES)}
+
+
 def test_a_wrong_peer_stops_the_table(monkeypatch):
     monkeypatch.setattr(assignment, "peers", lambda T, k, exact: {"wrong": lambda scores, k: np.zeros((T, k), int)})
     with pytest.raises(RuntimeError, match="wrong is not optimal on normal scores, 64x8, k=1"):

@@ -23,6 +23,7 @@ CASES: tuple[Case, ...] = (
 )
 FAMILIES = ("normal", "skewed", "low-rank", "tied")
 MORE_FAMILIES = ("rank-1", "clustered", "geometric", "duplicated")
+MANY = 4096  # tokens from which on it matters that no family is slow
 LARGE = 65536  # tokens from which on the exact peers would take minutes
 OURS = "gatelab"
 CARRIED = "gatelab, carried prices"
@@ -43,7 +44,7 @@ def run(
 
     Args:
         cases: (T, E, k) triples; E divides k·T.
-        families: of `draw_scores`; None: normal, skewed, low-rank and tied, and four more from 65536 tokens on.
+        families: of `draw_scores`; None: normal, skewed, low-rank and tied, and four more from 4096 tokens on.
         rounds: every round times all solvers in turn, each over as many calls as fit in 20 ms, so that all run with
             warm caches; one that takes over 3 s only takes part in the first.
         seed: of the scores.
@@ -65,7 +66,7 @@ def run(
         return [
             row
             for case in cases
-            for family in families or (FAMILIES + MORE_FAMILIES if case[0] >= LARGE else FAMILIES)
+            for family in families or (FAMILIES + MORE_FAMILIES if case[0] >= MANY else FAMILIES)
             for row in _compare(case, family, rounds, seed, report)
         ]
     finally:
