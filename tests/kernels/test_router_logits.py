@@ -20,6 +20,13 @@ def exact(tensors):
     return [t.detach().double().requires_grad_() for t in tensors]
 
 
+@pytest.fixture(params=["tiles where there are", "vectors"])
+def instructions(request, monkeypatch):
+    if request.param == "vectors":
+        monkeypatch.setattr(router_logits, "scores_in_tiles", lambda: None)
+
+
+@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [False, True])
 def test_values_and_gradients_against_float64(dtype, bias):
@@ -40,9 +47,10 @@ def test_values_and_gradients_against_float64(dtype, bias):
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=rtol, atol=3e-4)
 
 
-# One token and several, experts that are no multiple of eight, tokens past a piece and an odd one.
+# One token and several, rows past a tile and past a piece of tiles, experts that are no multiple of eight, tokens past a piece and an odd one.
+@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [(1, 32, 8), (1, 1024, 64), (3, 64, 13), (71, 512, 20), (2, 96, 1)])
+@pytest.mark.parametrize("size", [(1, 32, 8), (1, 1024, 64), (3, 64, 13), (71, 512, 20), (2, 96, 1), (300, 64, 40)])
 def test_each_row_by_itself_at_any_size(size, dtype, two_threads):
     tokens, features, experts = size
     generator = torch.Generator().manual_seed(0)
@@ -79,8 +87,10 @@ def _has_vectors(dtype):
     return bool(get_host_cpu_features().get("avx512f" if dtype == torch.float32 else "avx512bf16"))
 
 
-def test_nan_and_infinity_stay():
-    hidden, weight = torch.ones(4, 64), torch.ones(9, 64)
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_and_infinity_stay(dtype):
+    hidden, weight = torch.ones(4, 64, dtype=dtype), torch.ones(9, 64, dtype=dtype)
     hidden[1, 5], hidden[2, 63] = torch.nan, torch.inf
     logits = kernels.router_logits(hidden, weight)
     assert logits[1].isnan().all()

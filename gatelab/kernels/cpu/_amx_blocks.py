@@ -9,7 +9,7 @@ from typing import Any
 from llvmlite import ir
 from numba import int64, njit, void
 
-from gatelab.kernels.cpu._amx_tiles import COLUMNS, ROWS, configure, multiply, packed_at, restore, rows_at
+from gatelab.kernels.cpu._amx_tiles import COLUMNS, ROWS, configure, multiply, packed_at, release, rows_at
 from gatelab.kernels.cpu._bfloat16_tiles import pack_rows, prefetch_rows, rounded, transposed
 from gatelab.kernels.cpu._emit import (
     FLOAT,
@@ -102,7 +102,7 @@ def _copy_float(context: Any, source: Any, target: Any) -> Any:
     return void(int64, int64), emit
 
 
-@njit(nogil=True)
+@njit(nogil=True, inline="always")
 def _finish_up(unit, job):
     """The pair `unit` of gates and of what they open, of all columns; the last one keeps both, where they are kept."""
     units, results, activated, I, hidden, count, spare = job
@@ -118,7 +118,7 @@ def _finish_up(unit, job):
                     _copy_half(spare + 64 * t + 32, hidden + 4 * I * (c + t) + 2 * I)
 
 
-@njit(nogil=True)
+@njit(nogil=True, inline="always")
 def _finish_down(unit, job):
     """16 columns."""
     _, results, weights, out, D, count, spare = job
@@ -173,18 +173,17 @@ def _swiglu_expert(x, tokens, n, up_proj, down_proj, weights, D, I, hidden, out,
     all_n = -(-n // LANES) * LANES
     results = -(-scratch // (2 * _SIZE)) * 2 * _SIZE  # two that differ in one bit
     spare = results + 2 * _SIZE
-    before = spare + 64 * LANES
-    own_weights = before + 64  # with room for 16 at a time
+    own_weights = spare + 64 * LANES  # with room for 16 at a time
     columns = own_weights + 4 * all_n
     activated = columns + 2 * all_n * D
-    configure(before)
+    configure()
     for t in range(n):
         _copy_float(weights + 4 * t, own_weights + 4 * t)
     pack_rows(x, tokens, n, D, columns, spare)
     _up(columns, n, up_proj, D, I, hidden, activated, results, spare)
     _down(activated, n, down_proj, D, I, own_weights, out, results, spare)
     fence()
-    restore(before)
+    release()
 
 
 swiglu_expert = compiled(void(*[int64] * 11), _swiglu_expert)
@@ -192,4 +191,4 @@ swiglu_expert = compiled(void(*[int64] * 11), _swiglu_expert)
 
 def scratch_elements(n: int, D: int, I: int) -> int:
     """Of bfloat16, that `swiglu_expert` needs for n rows."""
-    return (n + LANES) * (D + I + 2) + 2 * _SIZE + 32 * LANES + 32
+    return (n + LANES) * (D + I + 2) + 2 * _SIZE + 32 * LANES

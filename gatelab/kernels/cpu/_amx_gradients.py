@@ -8,10 +8,10 @@ from typing import Any
 
 from numba import int64, njit, void
 
-from gatelab.kernels.cpu._amx_tiles import ROWS, configure, copy_row, multiply, packed_at, restore, rows_at, turn
+from gatelab.kernels.cpu._amx_tiles import ROWS, configure, copy_row, multiply, packed_at, release, rows_at, turn
 from gatelab.kernels.cpu._bfloat16_gradients import add_row, keep_row, store_gradients, zero, zero_float
 from gatelab.kernels.cpu._bfloat16_tiles import PANEL, pack_columns, prefetch, prefetch_columns, read, rounded_pair
-from gatelab.kernels.cpu._emit import FLOATS, LANES, compiled, fence, inline, load, stream
+from gatelab.kernels.cpu._emit import FLOATS, compiled, fence, inline, load, stream
 
 _ROW_BYTES = 4 * PANEL  # of results
 _SIZE = ROWS * _ROW_BYTES
@@ -164,14 +164,13 @@ def _swiglu_expert_gradients(
     widest, all_n = max(D, J), -(-n // ROWS) * ROWS
     results = -(-scratch // (2 * _SIZE)) * 2 * _SIZE  # two that differ in one bit
     zeros = results + 2 * _SIZE
-    before = zeros + 2 * widest
-    rows = before + 64
+    rows = zeros + 2 * widest
     packed = rows + 2 * all_n * (D + _PADDING)
     grad_hidden = packed + 2 * all_n * D
     weighted = grad_hidden + 2 * all_n * (J + _PADDING)
     panel = weighted + 2 * all_n * (I + _PADDING)
     spaces = panel, results, zeros
-    configure(before)
+    configure()
     for z in range(0, 2 * widest, 64):
         zero(zeros + z)
     for r in range(n):
@@ -187,7 +186,7 @@ def _swiglu_expert_gradients(
         sums += 4 * J * D
         _down_gradient(packed, D, weighted, I, n, all_n, grad_down, sums, is_first, is_last, spaces)
     fence()
-    restore(before)
+    release()
 
 
 swiglu_expert_gradients = compiled(void(*[int64] * 18), _swiglu_expert_gradients)
@@ -196,4 +195,4 @@ swiglu_expert_gradients = compiled(void(*[int64] * 18), _swiglu_expert_gradients
 def scratch_elements(n: int, D: int, I: int) -> int:
     """Of bfloat16, that `swiglu_expert_gradients` needs for n rows."""
     widest, all_n = max(D, 2 * I), n + ROWS
-    return all_n * (2 * D + 3 * I + 3 * _PADDING) + 2 * _SIZE + widest + LANES * 2 + PANEL * max(widest, all_n)
+    return all_n * (2 * D + 3 * I + 3 * _PADDING) + 2 * _SIZE + widest + PANEL * max(widest, all_n)

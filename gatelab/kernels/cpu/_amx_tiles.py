@@ -39,11 +39,10 @@ def _tile(number: int) -> ir.Constant:
 
 
 @inline
-def configure(context: Any, before: Any) -> Any:
-    """All eight registers as 16 rows of 64 bytes. Keeps at `before` (64 bytes) how they were: oneDNN has them too."""
+def configure(context: Any) -> Any:
+    """All eight registers as 16 rows of 64 bytes, until `release`."""
 
-    def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
-        call(b, "llvm.x86.sttilecfg", _VOID, b.inttoptr(arguments[0], _POINTER))
+    def emit(_: Any, b: Any, __: Any, ___: Any) -> Any:
         config = ir.GlobalVariable(b.module, ir.ArrayType(_BYTE, 64), b.module.get_unique_name("tiles"))
         config.linkage, config.global_constant = "internal", True
         numbers = [1] + [0] * 15 + [64, 0] * 8 + [0] * 16 + [16] * 8 + [0] * 8  # palette; bytes of a row; rows
@@ -51,15 +50,15 @@ def configure(context: Any, before: Any) -> Any:
         config.initializer = contents
         call(b, "llvm.x86.ldtilecfg", _VOID, b.bitcast(config, _POINTER))
 
-    return void(int64), emit
+    return void(), emit
 
 
 @inline
-def restore(context: Any, before: Any) -> Any:
-    def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
-        call(b, "llvm.x86.ldtilecfg", _VOID, b.inttoptr(arguments[0], _POINTER))
+def release(context: Any) -> Any:
+    def emit(_: Any, b: Any, __: Any, ___: Any) -> Any:
+        call(b, "llvm.x86.tilerelease", _VOID)
 
-    return void(int64), emit
+    return void(), emit
 
 
 @inline
@@ -95,14 +94,17 @@ def _add(i: int, rows_are_streamed: bool) -> Any:
 
 
 @inline
-def _store(context: Any, results: Any) -> Any:
+def _store(context: Any, results: Any, length: Any) -> Any:
+    """To rows of so many bytes."""
+
     def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
+        results, length = arguments
         for r in range(2):
             for c in range(2):
-                place = b.inttoptr(b.add(arguments[0], LONG(64 * c + 128 * LANES * r)), _POINTER)
-                call(b, "llvm.x86.tilestored64", _VOID, _sums(r, c), place, LONG(128))
+                place = b.add(b.add(results, b.mul(length, LONG(LANES * r))), LONG(64 * c))
+                call(b, "llvm.x86.tilestored64", _VOID, _sums(r, c), b.inttoptr(place, _POINTER), length)
 
-    return void(int64), emit
+    return void(int64, int64), emit
 
 
 def _sums(r: int, c: int) -> ir.Constant:
@@ -123,7 +125,18 @@ def _load(b: Any, tile: ir.Constant, address: Any, stride: Any, hint: str = "") 
 
 
 def multiply(finish: Any, rows_are_streamed: bool) -> Any:
-    """results (32, 32) float32 = the product of two factors, and meanwhile what follows another product.
+    """`multiply_into` with results (32, 32)."""
+    into = multiply_into(finish, rows_are_streamed)
+
+    @njit(nogil=True)
+    def multiply(kept, streamed, count, terms, results, job):
+        into(kept, streamed, count, terms, results, 4 * COLUMNS, job)
+
+    return multiply
+
+
+def multiply_into(finish: Any, rows_are_streamed: bool) -> Any:
+    """The product of two factors in float32 to 32 rows of `length` bytes, and meanwhile what follows another product.
 
     A factor is two blocks: their addresses, bytes from row to row and from 32 terms to the next. The one that is `kept`
     stays in the first cache while others meet it; of the `streamed` one only `count` rows or columns are wanted.
@@ -133,7 +146,7 @@ def multiply(finish: Any, rows_are_streamed: bool) -> Any:
     add_first, add_second = _add(0, rows_are_streamed), _add(1, rows_are_streamed)
 
     @njit(nogil=True)
-    def multiply(kept, streamed, count, terms, results, job):
+    def multiply(kept, streamed, count, terms, results, length, job):
         _clear()
         first, second, stride, step = kept
         other, another, other_stride, other_step = streamed
@@ -146,7 +159,7 @@ def multiply(finish: Any, rows_are_streamed: bool) -> Any:
             while unit * steps < (s + 1) * todo:
                 finish(unit, job)
                 unit += 1
-        _store(results)
+        _store(results, length)
 
     return multiply
 

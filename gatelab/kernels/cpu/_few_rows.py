@@ -17,11 +17,13 @@ from numba import float32, int64, njit
 from numba.np.numpy_support import carray
 from torch import Tensor
 
+from gatelab.kernels.cpu._bfloat16_tiles import prefetch
 from gatelab.kernels.cpu._emit import compiled, inline
 from gatelab.kernels.cpu._regions import claim, floats_at, longs_at, region, shorts_at
 
-_PIECE = 1 << 16  # bytes of a weight
+_PIECE = 1 << 18  # bytes of a weight
 _WORTH_A_CORE = 1 << 18  # weights: below, waking another core takes longer
+_SOURCES = ("_emit", "_bfloat16_tiles", "_few_rows")
 _REASSOCIATED = {"reassoc", "nsz", "contract"}  # sums side by side; NaN and infinity stay what they are
 
 
@@ -107,6 +109,13 @@ def _two_dots(row_A, other_row_A, weight_A, other_weight_A):
 
 
 @njit(nogil=True)
+def _ask_for(address, size):
+    """A row of a weight may be a page of memory, where the processor's own looking ahead ends."""
+    for line in range(0, size, 64):
+        prefetch(address + line)
+
+
+@njit(nogil=True)
 def _swiglu(gate, up):
     return gate / (np.float32(1) + np.float32(math.exp(-gate))) * up
 
@@ -143,6 +152,9 @@ def _halves(is_bfloat16: bool) -> tuple[Callable[..., None], Callable[..., None]
             start, stop = offset_E[e], offset_E[e + 1]
             up_JD = carray(matrix_at(up_proj + width * 2 * I * D * e), (2 * I, D))
             for i in range(first, min(first + rows, I)):
+                following = up_proj + width * D * (2 * I * e + i + 1)
+                _ask_for(following, width * D)
+                _ask_for(following + width * D * I, width * D)
                 for n in range(start, stop - 1, 2):
                     x_D, other_D = x_TD[tokens[n]], x_TD[tokens[n + 1]]
                     gate, up, other_gate, other_up = _two_dots(x_D, other_D, up_JD[i], up_JD[I + i])
@@ -176,6 +188,7 @@ def _halves(is_bfloat16: bool) -> tuple[Callable[..., None], Callable[..., None]
                 start, stop = offset_E[e], offset_E[e + 1]
                 down_DI = carray(matrix_at(down_proj + width * D * I * e), (D, I))
                 for d in range(first, last, 2):
+                    _ask_for(down_proj + width * I * (D * e + d + 2), 2 * width * I)
                     f = min(d + 1, last - 1)
                     for n in range(start, stop - 1, 2):
                         t, s = tokens[n], tokens[n + 1]
@@ -198,4 +211,4 @@ def _halves(is_bfloat16: bool) -> tuple[Callable[..., None], Callable[..., None]
 
     for function in (up, down):
         function.__name__ += "_of_bfloat16" if is_bfloat16 else "_of_floats"
-    return region(up, "_emit", "_few_rows"), region(down, "_emit", "_few_rows")
+    return region(up, *_SOURCES), region(down, *_SOURCES)

@@ -34,6 +34,13 @@ def scores_in_numba() -> ModuleType | None:
 
 
 @functools.cache
+def scores_in_tiles() -> ModuleType | None:
+    """The same for bfloat16 by AMX; None without numba or AMX."""
+    tiles = _numba_module("_amx_tiles")
+    return _numba_module("_amx_scores") if tiles is not None and tiles.has_amx() else None
+
+
+@functools.cache
 def score_gradients_in_numba() -> ModuleType | None:
     """Its gradients; None without numba."""
     return _numba_module("_score_gradients")

@@ -7,7 +7,12 @@ from torch import Tensor
 
 from gatelab.kernels.cpu._gemm import _ONEDNN
 from gatelab.kernels.cpu._memory import empty
-from gatelab.kernels.cpu._plain import is_plain, score_gradients_in_numba, scores_in_numba
+from gatelab.kernels.cpu._plain import (
+    is_plain,
+    score_gradients_in_numba,
+    scores_in_numba,
+    scores_in_tiles,
+)
 from gatelab.kernels.reference.router_logits import router_logits as reference
 
 _linear = torch.ops.mkldnn._linear_pointwise.default
@@ -34,7 +39,8 @@ def _fits(a_MK: Tensor, b_NK: Tensor) -> bool:
 
 def _product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
     if _fits(a_MK, b_NK) and (module := scores_in_numba()) is not None:
-        return module.scores(a_MK, b_NK)
+        tiles = scores_in_tiles() if a_MK.dtype == torch.bfloat16 else None
+        return (tiles or module).scores(a_MK, b_NK)
     return _linear(_cast(a_MK, torch.float32), _cast(b_NK, torch.float32), None, "none", [], "")
 
 

@@ -1,0 +1,73 @@
+"""Rows of hidden states times rows of a gate's weight in bfloat16 by AMX, in numba (extra `fast`).
+
+The tokens are read where they lie, the weight is packed for each call. Sums are float32. A result does not depend on
+what else is computed beside it.
+"""
+
+from typing import Any
+
+import torch
+from numba import int64, njit, void
+from numba.np.numpy_support import carray
+from torch import Tensor
+
+from gatelab.kernels.cpu._amx_tiles import COLUMNS, ROWS, configure, multiply_into, packed_at, release, rows_at
+from gatelab.kernels.cpu._bfloat16_tiles import pack_rows
+from gatelab.kernels.cpu._emit import LANES, compiled
+from gatelab.kernels.cpu._regions import claim, longs_at, region
+
+_PIECE = 4 * ROWS  # tokens, which stay in the second cache while the weight goes by
+_WORTH_A_CORE = 1 << 23  # multiply-adds: below, waking another core takes longer
+
+
+def scores(hidden_TD: Tensor, weight_ED: Tensor) -> Tensor:
+    """x · Wᵀ (T, E) in float32, of contiguous matrices in bfloat16, D a multiple of 32."""
+    (T, D), E = hidden_TD.shape, weight_ED.shape[0]
+    whole, all_T, all_E = T // ROWS * ROWS, _up(T, ROWS), _up(E, COLUMNS)
+    packed = torch.empty(all_E * D + 2 * ROWS * LANES, dtype=torch.bfloat16, device="cpu")
+    _pack(weight_ED.data_ptr(), E, D, packed.data_ptr(), packed[all_E * D :].data_ptr())
+    rest = torch.empty(ROWS, D, dtype=torch.bfloat16, device="cpu") if whole < T else hidden_TD
+    if whole < T:
+        rest[: T - whole] = hidden_TD[whole:]
+    logits = torch.empty(all_T, all_E, dtype=torch.float32, device="cpu")
+    addresses = (hidden_TD.data_ptr(), rest.data_ptr(), packed.data_ptr(), logits.data_ptr())
+    _scores(max(1, T * D * E // _WORTH_A_CORE), *addresses, whole, all_T, D, all_E)
+    return logits[:T, :E].contiguous()
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _pack_weight(weight, E, D, packed, addresses):
+    pack_rows(weight, 0, E, D, packed, addresses)
+
+
+_pack = compiled(void(*[int64] * 5), _pack_weight)
+
+
+@njit(nogil=True)
+def _nothing(unit, job):
+    pass
+
+
+_multiply = multiply_into(_nothing, True)
+
+
+def _scores_of_tiles(address: Any) -> None:
+    _, x, rest, packed, out, whole, all_T, D, E = carray(longs_at(address), 9)
+    configure()
+    job = (0,)
+    while True:
+        start = claim(address) * _PIECE
+        if start >= all_T:
+            break
+        for e in range(0, E, COLUMNS):
+            for t in range(start, min(start + _PIECE, all_T), ROWS):
+                rows = rows_at(x + 2 * D * t if t < whole else rest, 2 * D)
+                to = out + 4 * (t * E + e)
+                _multiply(packed_at(packed + 2 * D * e, D), rows, ROWS, D, to, 4 * E, job)
+    release()
+
+
+_scores = region(_scores_of_tiles, "_emit", "_bfloat16_tiles", "_amx_tiles", "_amx_scores")
