@@ -47,7 +47,7 @@ def test_values_and_gradients_against_float64(dtype, bias):
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=rtol, atol=3e-4)
 
 
-# One token and several, rows past a tile and past a piece of tiles, experts that are no multiple of eight, tokens past a piece and an odd one.
+# One token and several, an odd one, rows past a tile and past a piece of them, experts that are no multiple of eight.
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [(1, 32, 8), (1, 1024, 64), (3, 64, 13), (71, 512, 20), (2, 96, 1), (300, 64, 40)])

@@ -14,6 +14,7 @@ from torch import Tensor
 from gatelab.kernels.cpu._amx_tiles import COLUMNS, ROWS, configure, multiply_into, packed_at, release, rows_at
 from gatelab.kernels.cpu._bfloat16_tiles import pack_rows
 from gatelab.kernels.cpu._emit import LANES, compiled
+from gatelab.kernels.cpu._memory import empty
 from gatelab.kernels.cpu._regions import claim, longs_at, region
 
 _PIECE = 4 * ROWS  # tokens, which stay in the second cache while the weight goes by
@@ -29,7 +30,7 @@ def scores(hidden_TD: Tensor, weight_ED: Tensor) -> Tensor:
     rest = torch.empty(ROWS, D, dtype=torch.bfloat16, device="cpu") if whole < T else hidden_TD
     if whole < T:
         rest[: T - whole] = hidden_TD[whole:]
-    logits = torch.empty(all_T, all_E, dtype=torch.float32, device="cpu")
+    logits = empty((all_T, all_E), torch.float32)
     addresses = (hidden_TD.data_ptr(), rest.data_ptr(), packed.data_ptr(), logits.data_ptr())
     _scores(max(1, T * D * E // _WORTH_A_CORE), *addresses, whole, all_T, D, all_E)
     return logits[:T, :E].contiguous()
