@@ -43,6 +43,13 @@ def test_an_error_on_any_core_is_raised(sizes: tuple[int, ...]) -> None:
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.usefixtures("two_threads")
+def test_balance() -> None:
+    assert _cores.balance((5, 4), 1 << 40)
+    assert not _cores.balance((9, 1), 1 << 40)
+    assert _cores.balance((9, 1), 1)  # not worth a second core
+
+
 def test_without_this_openmp_every_operation_has_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cores, "_openmp", lambda: None)
     done: list[int] = []

@@ -34,8 +34,8 @@ def run(work: Callable[[Task], None], tasks: Sequence[Task], sizes: Sequence[int
         for task in tasks:
             work(task)
         return
-    cores = min(threads, _MOST_WORKERS, max(1, multiply_adds // _WORTH_A_CORE))
-    if cores > 1 and max(sizes, default=0) * cores <= _IMBALANCE * sum(sizes):
+    cores = _cores(multiply_adds)
+    if cores > 1 and balance(sizes, multiply_adds):
         _share_out(openmp, work, deque(sorted(zip(sizes, tasks, strict=True), key=_size, reverse=True)), cores)
         return
     openmp.omp_set_num_threads(cores)
@@ -44,6 +44,15 @@ def run(work: Callable[[Task], None], tasks: Sequence[Task], sizes: Sequence[int
             work(task)
     finally:
         openmp.omp_set_num_threads(threads)
+
+
+def balance(sizes: Sequence[int], multiply_adds: int) -> bool:
+    """Whether tasks of these sizes keep as many cores busy as they are worth, each one core."""
+    return max(sizes, default=0) * _cores(multiply_adds) <= _IMBALANCE * sum(sizes)
+
+
+def _cores(multiply_adds: int) -> int:
+    return min(torch.get_num_threads(), _MOST_WORKERS, max(1, multiply_adds // _WORTH_A_CORE))
 
 
 def _size(sized: tuple[int, object]) -> int:

@@ -19,7 +19,7 @@ from gatelab.kernels.cpu._float_tiles import (
     expect,
     pack_panel,
     pack_rows,
-    prefetch_rows,
+    step_of,
     tile_of_rows,
 )
 
@@ -54,14 +54,14 @@ def _up(packed, n, weight, D, I, hidden, activated, panel, results, addresses):
     for i in range(0, I, LANES):
         pack_panel(weight + 4 * D * i, weight + 4 * D * (I + i), D, D, panel, addresses)
         for start in range(0, n, ROWS):
-            for next_rows in (i + LANES, I + i + LANES):
-                prefetch_rows(weight + 4 * D * next_rows, 4 * D * LANES, start, n)
             rows = min(ROWS, n - start)
             expect(activated + 4 * (I * start + i), I, rows, 64)
             if hidden:
                 expect(hidden + 4 * (2 * I * start + i), 2 * I, rows, 64)
                 expect(hidden + 4 * (2 * I * start + I + i), 2 * I, rows, 64)
-            dot_products(rows, tile_of_rows(packed, start, D), panel, D, results)
+            piece = D * start // n  # of the next rows: half of them of the gate, the others behind I rows more
+            ahead = weight + 4 * D * (i + LANES) + 128 * piece + (4 * D * (I - LANES) if 2 * piece >= D else 0)
+            dot_products(rows, tile_of_rows(packed, start, D), panel, D, results, ahead, 128, step_of(D, rows, n, D))
             for r in range(rows):
                 result, row = results + 128 * r, start + r
                 if hidden:
@@ -75,10 +75,10 @@ def _down(packed, n, weight, D, I, weights, out, panel, results, addresses):
     for d in range(0, D, PANEL):
         pack_panel(weight + 4 * I * d, weight + 4 * I * (d + LANES), I, I, panel, addresses)
         for start in range(0, n, ROWS):
-            prefetch_rows(weight + 4 * I * (d + PANEL), 4 * I * PANEL, start, n)
             rows = min(ROWS, n - start)
             expect(out + 4 * (D * start + d), D, rows, 128)
-            dot_products(rows, tile_of_rows(packed, start, I), panel, I, results)
+            ahead = weight + 4 * I * (d + PANEL) + 128 * (I * start // n)
+            dot_products(rows, tile_of_rows(packed, start, I), panel, I, results, ahead, 128, step_of(I, rows, n, I))
             for r in range(rows):
                 _store_scaled(results + 128 * r, weights + 4 * (start + r), out + 4 * (D * (start + r) + d))
 

@@ -19,9 +19,10 @@ from gatelab.kernels.cpu._float_tiles import (
     copy_row,
     dot_products,
     expect,
+    gather_panels,
     pack_columns,
     pack_rows,
-    prefetch_columns,
+    step_of,
     tile_of_columns,
     tile_of_rows,
 )
@@ -51,22 +52,22 @@ def _store_gradients(
 
 @njit(nogil=True)
 def _hidden_gradients(packed, n, down, D, I, hidden, weights_n, grad_weights_n, grad_hidden, weighted, panel, results):
-    """From packed gradients of y: of `hidden`, of the weights, and the weighted activations."""
+    """From packed gradients of y: of `hidden`, of the weights, and the weighted activations, in panels."""
     grad_weights_n[:] = 0
     for i in range(0, I, PANEL):
         copy_columns(down + 4 * i, 0, D, I, panel)
         for start in range(0, n, ROWS):
-            prefetch_columns(down + 4 * (i + PANEL), 0, D, I, start, n)
             for row in range(start, min(start + ROWS, n)):
                 for line in (0, 64):
                     prefetch(hidden + 4 * (2 * I * row + i) + line)
                     prefetch(hidden + 4 * (2 * I * row + I + i) + line)
             rows = min(ROWS, n - start)
-            dot_products(rows, tile_of_rows(packed, start, D), panel, D, results)
+            ahead = down + 4 * (i + PANEL) + 4 * I * (D * start // n)
+            dot_products(rows, tile_of_rows(packed, start, D), panel, D, results, ahead, 4 * I, step_of(D, rows, n, D))
             for r in range(start, start + rows):
                 gate = 4 * (2 * I * r + i)
                 up = gate + 4 * I
-                targets = grad_hidden + gate, grad_hidden + up, weighted + 4 * (I * r + i)
+                targets = grad_hidden + gate, grad_hidden + up, weighted + 4 * (n * i + PANEL * r)
                 result = results + 128 * (r - start)
                 grad_weights_n[r] += _store_gradients(result, hidden + gate, hidden + up, weights_n[r], *targets)
 
@@ -80,11 +81,12 @@ def _row_gradients(grad_hidden, n, up, D, J, out, packed, panel, results, addres
         for d in range(0, D, PANEL):
             copy_columns(up + 4 * (D * j + d), 0, terms, D, panel)
             for start in range(0, n, ROWS):
-                prefetch_columns(up + 4 * (D * j + d + PANEL), 0, terms, D, start, n)
                 rows = min(ROWS, n - start)
                 target = out + 4 * (D * start + d)
                 expect(target, D, rows, 128)
-                dot_products(rows, tile_of_rows(packed, start, terms), panel, terms, results)
+                ahead = up + 4 * (D * j + d + PANEL) + 4 * D * (terms * start // n)
+                step = step_of(terms, rows, n, terms)
+                dot_products(rows, tile_of_rows(packed, start, terms), panel, terms, results, ahead, 4 * D, step)
                 _keep(results, rows, target, D, j == 0)
 
 
@@ -98,19 +100,20 @@ def _keep(results, n, out, row_length, is_first):
 
 
 @njit(nogil=True)
-def _weight_gradient(left, left_tokens, M, right, right_tokens, N, n, out, is_first, packed, panel, results):
-    """out (M, N) = leftᵀ · right, sums over n rows, `tokens` of either (an address of int64; 0: all)."""
+def _weight_gradient(left, tokens, M, panels, N, n, out, is_first, packed, results):
+    """out (M, N) = leftᵀ · panels, sums over n rows, `tokens` of the left (an address of int64; 0: all)."""
     for m in range(0, M, _TERMS):
         columns = min(_TERMS, M - m)
-        pack_columns(left + 4 * m, left_tokens, n, M, columns, packed)
+        pack_columns(left + 4 * m, tokens, n, M, columns, packed)
         for c in range(0, N, PANEL):
-            copy_columns(right + 4 * c, right_tokens, n, N, panel)
+            panel = panels + 4 * n * c
             for start in range(0, columns, ROWS):
-                prefetch_columns(right + 4 * (c + PANEL), right_tokens, n, N, start, columns)
                 rows = min(ROWS, columns - start)
                 target = out + 4 * (N * (m + start) + c)
                 expect(target, N, rows, 128)
-                dot_products(rows, tile_of_columns(packed, start, n, columns), panel, n, results)
+                ahead = panel + 128 * n + 128 * (n * start // columns)
+                step = step_of(n, rows, columns, n)
+                dot_products(rows, tile_of_columns(packed, start, n, columns), panel, n, results, ahead, 128, step)
                 _keep(results, rows, target, N, is_first)
 
 
@@ -127,8 +130,8 @@ def _float_swiglu_expert_gradients(
     J = 2 * I
     grad_hidden = scratch
     weighted = grad_hidden + 4 * n * J
-    panel = weighted + 4 * n * I
-    results = panel + 4 * PANEL * max(D, _TERMS, n)
+    panel = panels = weighted + 4 * n * I
+    results = panel + 4 * max(PANEL * max(D, _TERMS), n * D)
     addresses = results + 4 * ROWS * PANEL
     packed = addresses + 8 * LANES
     pack_rows(grad, tokens, n, D, D, packed, addresses)
@@ -136,8 +139,9 @@ def _float_swiglu_expert_gradients(
     if grad_rows:
         _row_gradients(grad_hidden, n, up, D, J, grad_rows, packed, panel, results, addresses)
     if grad_up:
-        _weight_gradient(grad_hidden, 0, J, x, tokens, D, n, grad_up, is_first, packed, panel, results)
-        _weight_gradient(grad, tokens, D, weighted, 0, I, n, grad_down, is_first, packed, panel, results)
+        gather_panels(x, tokens, n, D, panels)
+        _weight_gradient(grad_hidden, 0, J, panels, D, n, grad_up, is_first, packed, results)
+        _weight_gradient(grad, tokens, D, weighted, I, n, grad_down, is_first, packed, results)
 
 
 float_swiglu_expert_gradients = compiled(
@@ -148,4 +152,4 @@ float_swiglu_expert_gradients = compiled(
 def scratch_elements(n: int, D: int, I: int) -> int:
     """Of float32, that `float_swiglu_expert_gradients` needs for n rows."""
     tiles = max(-(-n // ROWS) * max(D, _TERMS), -(-_TERMS // ROWS) * n)
-    return n * 3 * I + PANEL * max(D, _TERMS, n) + ROWS * PANEL + 2 * LANES + LANES * (tiles + 1)
+    return n * 3 * I + max(PANEL * max(D, _TERMS), n * D) + ROWS * PANEL + 2 * LANES + LANES * (tiles + 1)

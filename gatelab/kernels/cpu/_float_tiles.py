@@ -16,13 +16,15 @@ from llvmlite import ir
 from numba import int64, njit, void
 
 from gatelab.kernels.cpu import _emit
-from gatelab.kernels.cpu._bfloat16_tiles import prefetch, read
+from gatelab.kernels.cpu._bfloat16_tiles import read
 from gatelab.kernels.cpu._emit import FLOAT, FLOATS, INT, LANES, LONG, call, constant, inline, load, splat, store
 
 ROWS = 14  # times two vectors of results, two of the panel and one of the tile: 31 of the 32 registers
 PANEL = 2 * LANES
 AT_ONCE = 4  # tiles: with more, those some KB apart drive each other out of the first cache
 _AHEAD = 8  # terms: what the second cache takes to answer
+_FIRST, _SECOND = 3, 2  # caches, as LLVM counts
+_FRACTION = 16  # bits of a step
 _SOURCES = [Path(__file__).with_name(f"_float_{name}.py") for name in ("tiles", "blocks", "gradients")]
 _VERSION = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:8]
 
@@ -35,25 +37,32 @@ def compiled(signature: Any, function: Callable[..., None]) -> Callable[..., Non
 
 def _dot_products(rows: int) -> Any:
     @inline
-    def multiply(_: Any, tile: Any, panel: Any, terms: Any, results: Any) -> Any:
-        return void(int64, int64, int64, int64), lambda _, b, __, arguments: _emit_products(b, rows, *arguments)
+    def multiply(_: Any, tile: Any, panel: Any, terms: Any, results: Any, ahead: Any, stride: Any, step: Any) -> Any:
+        return void(*[int64] * 7), lambda _, b, __, arguments: _emit_products(b, rows, *arguments)
 
     return multiply
 
 
-def _emit_products(b: Any, rows: int, tile: Any, panel: Any, terms: Any, results: Any) -> None:
+def _emit_products(
+    b: Any, rows: int, tile: Any, panel: Any, terms: Any, results: Any, ahead: Any, stride: Any, step: Any
+) -> None:
     before, loop, after = b.block, b.append_basic_block("terms"), b.append_basic_block("done")
     b.branch(loop)
     b.position_at_end(loop)
-    first, second, left, old = b.phi(LONG), b.phi(LONG), b.phi(LONG), [b.phi(FLOATS) for _ in range(2 * rows)]
+    first, second, left, place = (b.phi(LONG) for _ in range(4))
+    old = [b.phi(FLOATS) for _ in range(2 * rows)]
     for address, size in ((first, 64), (second, 128), (b.add(second, LONG(64)), 128)):
-        _prefetch_into_first(b, b.add(address, LONG(size * _AHEAD)))
+        _prefetch(b, b.add(address, LONG(size * _AHEAD)), into=_FIRST)
+    following = b.add(ahead, b.mul(b.lshr(place, LONG(_FRACTION)), stride))
+    for offset in (0, 64):
+        _prefetch(b, b.add(following, LONG(offset)), into=_SECOND)
     columns, sums = [load(b, FLOATS, second, offset) for offset in (0, 64)], []
     for r in range(rows):
         x = splat(b, load(b, FLOAT, first, 4 * r))
         sums += [call(b, "llvm.fma.v16f32", FLOATS, x, c, old[2 * r + i]) for i, c in enumerate(columns)]
     fewer = b.sub(left, LONG(1))
-    steps = [(left, terms, fewer), (first, tile, b.add(first, LONG(64))), (second, panel, b.add(second, LONG(128)))]
+    steps = [(left, terms, fewer), (place, LONG(0), b.add(place, step))]
+    steps += [(first, tile, b.add(first, LONG(64))), (second, panel, b.add(second, LONG(128)))]
     steps += [(o, constant(FLOATS, 0.0), s) for o, s in zip(old, sums, strict=True)]
     for phi, start, following in steps:
         phi.add_incoming(start, before)
@@ -68,28 +77,38 @@ _all_rows, _twelve_rows, _eight_rows, _four_rows = map(_dot_products, (ROWS, 12,
 
 
 @njit(nogil=True)
-def dot_products(rows, tile, panel, terms, results):
-    """results (rows, 32) = the first rows of a tile · panelᵀ. Writes up to three rows more."""
+def dot_products(rows, tile, panel, terms, results, ahead, stride, step):
+    """results (rows, 32) = the first rows of a tile · panelᵀ. Writes up to three rows more.
+
+    Asks at the same time for pieces of 128 bytes, `stride` apart from `ahead` on, that come `step` further with every
+    term: asked for at once, they would keep what the product waits for from coming.
+    """
     if rows > 12:
-        _all_rows(tile, panel, terms, results)
+        _all_rows(tile, panel, terms, results, ahead, stride, step)
     elif rows > 8:
-        _twelve_rows(tile, panel, terms, results)
+        _twelve_rows(tile, panel, terms, results, ahead, stride, step)
     elif rows > 4:
-        _eight_rows(tile, panel, terms, results)
+        _eight_rows(tile, panel, terms, results, ahead, stride, step)
     else:
-        _four_rows(tile, panel, terms, results)
+        _four_rows(tile, panel, terms, results, ahead, stride, step)
 
 
-def _prefetch_into_first(b: Any, address: Any, to_write: int = 0) -> None:
-    into_first, of_data = INT(3), INT(1)
+@njit(nogil=True)
+def step_of(pieces, rows, n, terms):
+    """For so many of n rows to ask for their share of all pieces while the terms of a product are added."""
+    return (pieces * rows << _FRACTION) // (n * terms) + 1
+
+
+def _prefetch(b: Any, address: Any, into: int, to_write: int = 0) -> None:
+    of_data = INT(1)
     pointer = b.inttoptr(address, ir.IntType(8).as_pointer())
-    call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, INT(to_write), into_first, of_data)
+    call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, INT(to_write), INT(into), of_data)
 
 
 @inline
 def _prefetch_to_write(context: Any, address: Any) -> Any:
     def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
-        _prefetch_into_first(b, arguments[0], to_write=1)
+        _prefetch(b, arguments[0], into=_FIRST, to_write=1)
 
     return void(int64), emit
 
@@ -212,16 +231,9 @@ def copy_columns(matrix, tokens, n, row_length, panel):
 
 
 @njit(nogil=True)
-def prefetch_rows(address, size, start, n):
-    """Asks for what belongs to the rows from `start` on when `size` bytes are shared out to n rows."""
-    for line in range(size * start // n // 64, size * min(n, start + ROWS) // n // 64):
-        prefetch(address + 64 * line)
-
-
-@njit(nogil=True)
-def prefetch_columns(matrix, tokens, length, row_length, start, n):
-    """Asks for what belongs to the rows from `start` on when `length` pieces of 32 columns are shared out to n rows."""
-    for i in range(length * start // n, length * min(n, start + ROWS) // n):
-        row = matrix + 4 * row_length * (read(tokens + 8 * i) if tokens else i)
-        prefetch(row)
-        prefetch(row + 64)
+def gather_panels(matrix, tokens, n, columns, panels):
+    """All panels of sums down the columns of the rows `tokens`, one behind the other."""
+    for i in range(n):
+        row = matrix + 4 * columns * read(tokens + 8 * i)
+        for c in range(0, columns, PANEL):
+            copy_row(row + 4 * c, panels + 4 * (n * c + PANEL * i))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gatelab.kernels.cpu import _fused
+from gatelab.kernels.cpu._cores import balance
 from gatelab.kernels.cpu._gemm import is_intel
 from gatelab.kernels.cpu._memory import Scratches, empty, entries
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 def fused_floats(arguments: Arguments, pieces: list[Piece], hidden: Tensor | None) -> _fused.Work | None:
     """As `_fused.fused`, for float32."""
-    if (module := _module("_float_blocks", arguments, pieces)) is None:
+    sizes = [stop - start for _, start, stop in pieces]
+    # a kernel keeps to its core, torch's operations share one large task
+    if not balance(sizes, arguments.multiply_adds) or (module := _module("_float_blocks", arguments, pieces)) is None:
         return None
     _, D, I = arguments.down_proj.shape
     rows_ND = empty((max(stop for _, _, stop in pieces), D), torch.float32)
@@ -54,6 +57,9 @@ def fused_floats_backward(
 ) -> Callable[[int], None] | None:
     """What writes the gradients of an expert, whose blocks are its `pieces`, and of its rows; None: see `fused`."""
     blocks = [piece for own in pieces for piece in own]
+    sizes = [own[-1].stop - own[0].start if own else 0 for own in pieces]
+    if not balance(sizes, arguments.multiply_adds):
+        return None
     if (module := _module("_float_gradients", arguments, blocks)) is None:
         return None
     _, D, I = arguments.down_proj.shape
