@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from expert_mlp_cases import TOLERANCE, assert_equal, make, y_and_gradients
+from llvmlite.binding import get_host_cpu_features
 from torch import Tensor
 
 from gatelab import kernels
@@ -22,17 +23,16 @@ def case(sizes: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> dict[st
     return make(*sizes, dtype=dtype)
 
 
-INSTRUCTIONS = _fused._bfloat16_products()
-# A processor that has tiles has the vectors too.
-KERNELS = ["torch", *([INSTRUCTIONS] if INSTRUCTIONS else []), *(["_bfloat16"] if INSTRUCTIONS == "_amx" else [])]
-
-
-@pytest.fixture(params=KERNELS)
+@pytest.fixture(params=["best", "vectors", "torch"])
 def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels as chosen here, those for vectors where there are tiles or another maker's, or none."""
     if request.param == "torch":
         monkeypatch.setattr(_fused, "_numba", lambda name: None)
-    else:
-        monkeypatch.setattr(_fused, "_bfloat16_products", lambda: request.param)
+    if request.param == "vectors":
+        features = get_host_cpu_features()
+        floats, halves = features.get("avx512f"), features.get("avx512bf16")
+        found = {torch.float32: "_float" if floats else None, torch.bfloat16: "_bfloat16" if halves else None}
+        monkeypatch.setattr(_fused, "instructions_for", found.get)
 
 
 @pytest.mark.usefixtures("fused")

@@ -11,7 +11,6 @@ from gatelab.kernels.cpu._cores import run
 from gatelab.kernels.cpu._expert_forward import Arguments, cut, row, scratches_for, sum_by_token
 from gatelab.kernels.cpu._fused import fused_gradients
 from gatelab.kernels.cpu._fused_backward import fused_backward
-from gatelab.kernels.cpu._fused_floats import fused_floats_backward
 from gatelab.kernels.cpu._gemm import gather, linear, zero_padding
 from gatelab.kernels.cpu._memory import Scratch, empty
 
@@ -102,8 +101,7 @@ def backward(
         if down_bias is not None:
             _add(down_bias, (grad_PD[:n] if on_input else grad_PD[:n] * weight_n1).sum(0), is_first)
 
-    everything = (grad_TD, hidden, arguments, pieces, grad_rows_ND, grad_weights, *grads[:2])
-    work_of_one = fused_backward(*everything) or fused_floats_backward(*everything) or work
+    work_of_one = fused_backward(grad_TD, hidden, arguments, pieces, grad_rows_ND, grad_weights, *grads[:2]) or work
     sizes = [high - low for low, high in pairwise(offsets)]
     run(work_of_one, range(len(sizes)), sizes, arguments.multiply_adds)
     grad_x_TD = None

@@ -11,7 +11,6 @@ from torch import Tensor
 from gatelab.kernels.cpu._block_activation import BlockActivation
 from gatelab.kernels.cpu._cores import run
 from gatelab.kernels.cpu._fused import few_rows, fused
-from gatelab.kernels.cpu._fused_floats import fused_floats
 from gatelab.kernels.cpu._gemm import gather, linear, needs_memory, padded
 from gatelab.kernels.cpu._memory import Scratch, Scratches, empty
 from gatelab.kernels.cpu.group_by_expert import group_by_expert
@@ -74,8 +73,7 @@ def forward(arguments: Arguments, keep_hidden: bool) -> tuple[Tensor, Tensor]:
     hidden[offsets[-1] :].zero_()
 
     pieces = _cut_all(offsets, min(_BLOCK_ROWS, max(_FUSED_ROWS, offsets[-1] // _BLOCKS)))
-    kept = hidden if keep_hidden else None
-    if kernel := fused(arguments, pieces, kept) or fused_floats(arguments, pieces, kept):
+    if kernel := fused(arguments, pieces, hidden if keep_hidden else None):
         compute, rows_ND = kernel
         run(compute, pieces, [stop - start for _, start, stop in pieces], arguments.multiply_adds)
         return sum_by_token(rows_ND, arguments.token_index, x_TD.shape[0]).to(x_TD.dtype), hidden

@@ -9,11 +9,10 @@ from typing import Any
 
 from numba import int64, njit, void
 
-from gatelab.kernels.cpu._emit import FLOAT, FLOATS, LANES, inline, load, sigmoid, splat, store
+from gatelab.kernels.cpu._emit import FLOAT, FLOATS, LANES, compiled, inline, load, sigmoid, splat, store
 from gatelab.kernels.cpu._float_tiles import (
     PANEL,
     ROWS,
-    compiled,
     copy_half,
     dot_products,
     expect,
@@ -83,7 +82,7 @@ def _down(packed, n, weight, D, I, weights, out, panel, results, addresses):
                 _store_scaled(results + 128 * r, weights + 4 * (start + r), out + 4 * (D * (start + r) + d))
 
 
-def _float_swiglu_expert(x, tokens, n, up_proj, down_proj, weights, D, I, hidden, out, scratch):
+def _swiglu_expert(x, tokens, n, up_proj, down_proj, weights, D, I, hidden, out, scratch):
     """out (n, D) = weights · down(silu(gate(x))·up(x)) for the rows `tokens` of x; keeps `hidden` (n, 2·I) if not 0."""
     activated = scratch
     packed = activated + 4 * n * I
@@ -96,9 +95,9 @@ def _float_swiglu_expert(x, tokens, n, up_proj, down_proj, weights, D, I, hidden
     _down(packed, n, down_proj, D, I, weights, out, panel, results, addresses)
 
 
-float_swiglu_expert = compiled(void(*[int64] * 11), _float_swiglu_expert)
+swiglu_expert = compiled(void(*[int64] * 11), _swiglu_expert)
 
 
 def scratch_elements(n: int, D: int, I: int) -> int:
-    """Of float32, that `float_swiglu_expert` needs for n rows."""
+    """Of float32, that `swiglu_expert` needs for n rows."""
     return n * I + (LANES * -(-n // ROWS) + PANEL) * max(D, I) + ROWS * PANEL + 2 * LANES

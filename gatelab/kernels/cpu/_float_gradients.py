@@ -6,15 +6,26 @@ weight. A weight's gradient is a sum over the rows of an expert: down the column
 
 from typing import Any
 
-from numba import float32, int64, njit, void
+from numba import int64, njit, void
 
+from gatelab.kernels.cpu._bfloat16_gradients import zero_float
 from gatelab.kernels.cpu._bfloat16_tiles import prefetch
-from gatelab.kernels.cpu._emit import FLOATS, LANES, inline, load, splat, store, swiglu_gradients, total
+from gatelab.kernels.cpu._emit import (
+    FLOAT,
+    FLOATS,
+    LANES,
+    compiled,
+    inline,
+    load,
+    splat,
+    store,
+    swiglu_gradients,
+    total,
+)
 from gatelab.kernels.cpu._float_tiles import (
     PANEL,
     ROWS,
     add_row,
-    compiled,
     copy_columns,
     copy_row,
     dot_products,
@@ -32,28 +43,39 @@ _TERMS = 512  # of a sum at once, or columns: so that all tiles stay in the seco
 
 @inline
 def _store_gradients(
-    context: Any, results: Any, gate: Any, up: Any, weight: Any, grad_gate: Any, grad_up: Any, weighted: Any
+    context: Any,
+    results: Any,
+    gate: Any,
+    up: Any,
+    weight: Any,
+    grad_weight: Any,
+    grad_gate: Any,
+    grad_up: Any,
+    weighted: Any,
 ) -> Any:
-    """32 results, gradients of a = silu(gate)·up before its weight: stores what follows, and returns grad · a."""
+    """32 results, gradients of a = silu(gate)·up before its weight: stores what follows, and adds grad · a to that of
+    the weight.
+    """
 
     def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
-        results, gate, up, weight, *targets = arguments
-        scale, products = splat(b, weight), []
+        results, gate, up, weight, grad_weight, *targets = arguments
+        scale, products = splat(b, load(b, FLOAT, weight)), []
         for offset in (0, 64):
             d, g, u = (load(b, FLOATS, address, offset) for address in (results, gate, up))
             *outputs, product = swiglu_gradients(b, d, g, u, scale)
             for output, target in zip(outputs, targets, strict=True):
                 store(b, output, target, offset)
             products.append(product)
-        return total(b, b.fadd(*products))
+        store(b, b.fadd(load(b, FLOAT, grad_weight), total(b, b.fadd(*products))), grad_weight)
 
-    return float32(int64, int64, int64, float32, int64, int64, int64), emit
+    return void(*[int64] * 8), emit
 
 
 @njit(nogil=True)
-def _hidden_gradients(packed, n, down, D, I, hidden, weights_n, grad_weights_n, grad_hidden, weighted, panel, results):
+def _hidden_gradients(packed, n, down, D, I, hidden, weights, grad_weights, grad_hidden, weighted, panel, results):
     """From packed gradients of y: of `hidden`, of the weights, and the weighted activations, in panels."""
-    grad_weights_n[:] = 0
+    for r in range(n):
+        zero_float(grad_weights + 4 * r)
     for i in range(0, I, PANEL):
         copy_columns(down + 4 * i, 0, D, I, panel)
         for start in range(0, n, ROWS):
@@ -67,9 +89,16 @@ def _hidden_gradients(packed, n, down, D, I, hidden, weights_n, grad_weights_n, 
             for r in range(start, start + rows):
                 gate = 4 * (2 * I * r + i)
                 up = gate + 4 * I
-                targets = grad_hidden + gate, grad_hidden + up, weighted + 4 * (n * i + PANEL * r)
-                result = results + 128 * (r - start)
-                grad_weights_n[r] += _store_gradients(result, hidden + gate, hidden + up, weights_n[r], *targets)
+                _store_gradients(
+                    results + 128 * (r - start),
+                    hidden + gate,
+                    hidden + up,
+                    weights + 4 * r,
+                    grad_weights + 4 * r,
+                    grad_hidden + gate,
+                    grad_hidden + up,
+                    weighted + 4 * (n * i + PANEL * r),
+                )
 
 
 @njit(nogil=True)
@@ -117,16 +146,11 @@ def _weight_gradient(left, tokens, M, panels, N, n, out, is_first, packed, resul
                 _keep(results, rows, target, N, is_first)
 
 
-def _float_swiglu_expert_gradients(
-    x, grad, tokens, n, up, down, weights_n, D, I, hidden,
-    grad_rows, grad_weights_n, grad_up, grad_down, is_first, scratch,
+def _swiglu_expert_gradients(
+    x, grad, tokens, n, up, down, weights, D, I, hidden,
+    grad_rows, grad_weights, grad_up, grad_down, sums, is_first, is_last, scratch,
 ):  # fmt: skip
-    """Of the weighted rows down(silu(gate(x))·up(x)) whose gradients are the rows `tokens` of `grad`.
-
-    To grad_rows (n, D) that of the rows of x, unless it is 0; to grad_up (2·I, D) and grad_down (D, I) those of the
-    weights, unless grad_up is 0, added to what is there unless this is the first block of an expert; to
-    `grad_weights_n` that of the combine weights.
-    """
+    """See `_bfloat16_gradients`. Here `sums` is not needed: blocks of an expert add up in grad_up and grad_down."""
     J = 2 * I
     grad_hidden = scratch
     weighted = grad_hidden + 4 * n * J
@@ -135,7 +159,7 @@ def _float_swiglu_expert_gradients(
     addresses = results + 4 * ROWS * PANEL
     packed = addresses + 8 * LANES
     pack_rows(grad, tokens, n, D, D, packed, addresses)
-    _hidden_gradients(packed, n, down, D, I, hidden, weights_n, grad_weights_n, grad_hidden, weighted, panel, results)
+    _hidden_gradients(packed, n, down, D, I, hidden, weights, grad_weights, grad_hidden, weighted, panel, results)
     if grad_rows:
         _row_gradients(grad_hidden, n, up, D, J, grad_rows, packed, panel, results, addresses)
     if grad_up:
@@ -144,12 +168,10 @@ def _float_swiglu_expert_gradients(
         _weight_gradient(grad, tokens, D, weighted, I, n, grad_down, is_first, packed, results)
 
 
-float_swiglu_expert_gradients = compiled(
-    void(*[int64] * 6, float32[::1], *[int64] * 4, float32[::1], *[int64] * 4), _float_swiglu_expert_gradients
-)
+swiglu_expert_gradients = compiled(void(*[int64] * 18), _swiglu_expert_gradients)
 
 
 def scratch_elements(n: int, D: int, I: int) -> int:
-    """Of float32, that `float_swiglu_expert_gradients` needs for n rows."""
+    """Of float32, that `swiglu_expert_gradients` needs for n rows."""
     tiles = max(-(-n // ROWS) * max(D, _TERMS), -(-_TERMS // ROWS) * n)
     return n * 3 * I + max(PANEL * max(D, _TERMS), n * D) + ROWS * PANEL + 2 * LANES + LANES * (tiles + 1)

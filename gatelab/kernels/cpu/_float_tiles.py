@@ -7,16 +7,12 @@ meets all tiles; what follows a product is done with its results while they are 
 Matrices are passed by address and contiguous; their sizes, but for numbers of tokens, are multiples of 32.
 """
 
-import hashlib
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
 from numba import int64, njit, void
 
-from gatelab.kernels.cpu import _emit
-from gatelab.kernels.cpu._bfloat16_tiles import read
+from gatelab.kernels.cpu._bfloat16_tiles import read, transposed, write
 from gatelab.kernels.cpu._emit import FLOAT, FLOATS, INT, LANES, LONG, call, constant, inline, load, splat, store
 
 ROWS = 14  # times two vectors of results, two of the panel and one of the tile: 31 of the 32 registers
@@ -25,14 +21,6 @@ AT_ONCE = 4  # tiles: with more, those some KB apart drive each other out of the
 _AHEAD = 8  # terms: what the second cache takes to answer
 _FIRST, _SECOND = 3, 2  # caches, as LLVM counts
 _FRACTION = 16  # bits of a step
-_SOURCES = [Path(__file__).with_name(f"_float_{name}.py") for name in ("tiles", "blocks", "gradients")]
-_VERSION = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:8]
-
-
-def compiled(signature: Any, function: Callable[..., None]) -> Callable[..., None]:
-    """As in `_emit`, under the version of these files too."""
-    function.__name__ = f"{function.__name__}_{_VERSION}"
-    return _emit.compiled(signature, function)
 
 
 def _dot_products(rows: int) -> Any:
@@ -128,27 +116,11 @@ def _transpose(context: Any, addresses: Any, offset: Any, target: Any, stride: A
     def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
         addresses, offset, target, stride = arguments
         rows = [load(b, FLOATS, b.add(load(b, LONG, addresses, 8 * i), offset)) for i in range(LANES)]
-        for d in (8, 4, 2, 1):  # swaps the off-diagonal quarters of every 2d × 2d square
-            low = ir.Constant(_emit.INTS, [LANES + (l ^ d) if l & d else l for l in range(LANES)])
-            high = ir.Constant(_emit.INTS, [LANES + l if l & d else l | d for l in range(LANES)])
-            for i in range(LANES):
-                if not i & d:
-                    upper, lower = rows[i], rows[i + d]
-                    rows[i] = b.shuffle_vector(upper, lower, low)
-                    rows[i + d] = b.shuffle_vector(upper, lower, high)
-        for row in rows:
+        for row in transposed(b, rows):
             store(b, row, target)
             target = b.add(target, stride)
 
     return void(int64, int64, int64, int64), emit
-
-
-@inline
-def _write(context: Any, address: Any, value: Any) -> Any:
-    def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
-        store(b, arguments[1], arguments[0])
-
-    return void(int64, int64), emit
 
 
 @inline
@@ -186,7 +158,7 @@ def pack_rows(matrix, tokens, n, row_length, terms, packed, addresses):
     for start in range(0, n, ROWS):
         for r in range(LANES):
             i = min(start + r, n - 1)
-            _write(addresses + 8 * r, matrix + 4 * row_length * (read(tokens + 8 * i) if tokens else i))
+            write(addresses + 8 * r, matrix + 4 * row_length * (read(tokens + 8 * i) if tokens else i))
         for t in range(0, terms, LANES):
             _transpose(addresses, 4 * t, tile_of_rows(packed, start, terms) + 64 * t, 64)
 
@@ -202,7 +174,7 @@ def pack_panel(upper, lower, row_length, terms, panel, addresses):
     """Sums along the first terms of 16 rows and 16 more."""
     for half in range(2):
         for r in range(LANES):
-            _write(addresses + 8 * r, (lower if half else upper) + 4 * row_length * r)
+            write(addresses + 8 * r, (lower if half else upper) + 4 * row_length * r)
         for t in range(0, terms, LANES):
             _transpose(addresses, 4 * t, panel + 64 * half + 128 * t, 128)
 

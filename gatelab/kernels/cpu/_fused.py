@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gatelab.kernels.cpu._gemm import is_intel
 from gatelab.kernels.cpu._memory import Scratches, empty, entries
 
 if TYPE_CHECKING:
@@ -26,10 +27,28 @@ def fused(arguments: Arguments, pieces: list[Piece], hidden: Tensor | None) -> W
 
     None where no kernel fits: they are made for SwiGLU without biases, weights on the output and contiguous parameters.
     """
-    if not is_plain(arguments, pieces):
+    if not is_plain(arguments, pieces) or (module := kernels("blocks", arguments)) is None:
         return None
-    N = max(stop for _, _, stop in pieces)
-    return _blocks(arguments, max(stop - start for _, start, stop in pieces), N, hidden)
+    _, D, I = arguments.down_proj.shape
+    x_TD, tokens, weights = arguments.x_TD.contiguous(), arguments.token_index, arguments.weights.float()
+    rows_ND, scratches = (
+        empty((max(stop for _, _, stop in pieces), D), x_TD.dtype),
+        scratches_of(module, arguments, pieces),
+    )
+    by_row = [entries(t) for t in (tokens.contiguous(), weights.contiguous(), hidden, rows_ND)]
+    by_expert = [entries(arguments.up_proj), entries(arguments.down_proj)]
+
+    def work(piece: Piece) -> None:
+        e, start, stop = piece
+        tokens_n, weights_n, hidden_nJ, rows_nD = (at(start) for at in by_row)
+        up_JD, down_DI = (at(e) for at in by_expert)
+        with scratches.lend() as scratch:
+            place = scratch.take(1, 1).data_ptr()
+            module.swiglu_expert(
+                x_TD.data_ptr(), tokens_n, stop - start, up_JD, down_DI, weights_n, D, I, hidden_nJ, rows_nD, place
+            )
+
+    return work, rows_ND
 
 
 def is_plain(arguments: Arguments, pieces: list[Piece]) -> bool:
@@ -76,34 +95,18 @@ def _numbers(tensor: Tensor) -> np.ndarray:
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def _blocks(arguments: Arguments, most_rows: int, N: int, hidden: Tensor | None) -> Work | None:
-    if (module := bfloat16_module("blocks", arguments)) is None:
-        return None
+def kernels(name: str, arguments: Arguments) -> Any:
+    """The kernels of that name for these tokens and this processor, if they fit."""
     _, D, I = arguments.down_proj.shape
-    rows_ND = empty((N, D), torch.bfloat16)
-    scratches = Scratches(1, (module.scratch_elements(most_rows, D, I),), torch.bfloat16)
-    x_TD, tokens, weights = arguments.x_TD.contiguous(), arguments.token_index, arguments.weights.float()
-    by_row = [entries(t) for t in (tokens.contiguous(), weights.contiguous(), hidden, rows_ND)]
-    by_expert = [entries(arguments.up_proj), entries(arguments.down_proj)]
-
-    def work(piece: Piece) -> None:
-        e, start, stop = piece
-        tokens_n, weights_n, hidden_nJ, rows_nD = (at(start) for at in by_row)
-        up_JD, down_DI = (at(e) for at in by_expert)
-        with scratches.lend() as scratch:
-            place = scratch.take(1, 1).data_ptr()
-            module.swiglu_expert(
-                x_TD.data_ptr(), tokens_n, stop - start, up_JD, down_DI, weights_n, D, I, hidden_nJ, rows_nD, place
-            )
-
-    return work, rows_ND
+    instructions = instructions_for(arguments.x_TD.dtype) if D % 32 == I % 32 == 0 else None
+    return _numba(f"{instructions}_{name}") if instructions else None
 
 
-def bfloat16_module(name: str, arguments: Arguments) -> Any:
-    """The kernels of that name for bfloat16 and this processor, if they fit."""
+def scratches_of(module: Any, arguments: Arguments, pieces: list[Piece]) -> Scratches:
+    """What a kernel needs for each of these pieces."""
     _, D, I = arguments.down_proj.shape
-    fits = arguments.x_TD.dtype == torch.bfloat16 and D % 32 == I % 32 == 0
-    return _numba(f"{instructions}_{name}") if fits and (instructions := _bfloat16_products()) else None
+    most_rows = max(stop - start for _, start, stop in pieces)
+    return Scratches(1, (module.scratch_elements(most_rows, D, I),), arguments.x_TD.dtype)
 
 
 def fused_gradients(
@@ -151,15 +154,17 @@ def _numba(name: str) -> Any:
 
 
 @functools.cache
-def _bfloat16_products() -> str | None:
-    """What this processor multiplies bfloat16 by: tiles, vectors or neither."""
+def instructions_for(dtype: torch.dtype) -> str | None:
+    """What this processor multiplies such numbers by, in kernels of ours: tiles, vectors or nothing."""
     try:
         from llvmlite.binding import get_host_cpu_features
 
         from gatelab.kernels.cpu._amx_tiles import has_amx
 
-        if has_amx():
-            return "_amx"
-        return "_bfloat16" if get_host_cpu_features().get("avx512bf16") else None
+        features = get_host_cpu_features()
     except (ImportError, RuntimeError):  # no numba, or no idea of this processor
         return None
+    if dtype == torch.bfloat16:
+        return "_amx" if has_amx() else "_bfloat16" if features.get("avx512bf16") else None
+    # On AMD's processors oneDNN was measured, and these kernels were not.
+    return "_float" if dtype == torch.float32 and is_intel() and features.get("avx512f") else None

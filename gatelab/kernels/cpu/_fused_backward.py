@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gatelab.kernels.cpu._fused import bfloat16_module, is_plain
-from gatelab.kernels.cpu._memory import Scratches, entries
+from gatelab.kernels.cpu._cores import balance
+from gatelab.kernels.cpu._fused import is_plain, kernels, scratches_of
+from gatelab.kernels.cpu._memory import entries
 
 if TYPE_CHECKING:
     from gatelab.kernels.cpu._expert_forward import Arguments, Piece
@@ -27,13 +28,15 @@ def fused_backward(
 ) -> Callable[[int], None] | None:
     """What writes the gradients of an expert, whose blocks are its `pieces`, and of its rows; None: see `fused`."""
     blocks = [piece for own in pieces for piece in own]
+    sizes = [own[-1].stop - own[0].start if own else 0 for own in pieces]
+    if not balance(sizes, arguments.multiply_adds):  # an expert stays on one core
+        return None
     if arguments.weights.dtype != torch.float32 or not is_plain(arguments, blocks):
         return None
-    if (module := bfloat16_module("gradients", arguments)) is None:
+    if (module := kernels("gradients", arguments)) is None:
         return None
     _, D, I = arguments.down_proj.shape
-    most_rows = max(stop - start for _, start, stop in blocks)
-    scratches = Scratches(1, (module.scratch_elements(most_rows, D, I),), torch.bfloat16)
+    scratches = scratches_of(module, arguments, blocks)
     x_TD, grad_TD = arguments.x_TD.contiguous(), grad_TD.contiguous()
     weights = arguments.weights.detach().contiguous()
     grads = torch.empty_like(weights) if grad_weights is None else grad_weights
@@ -46,7 +49,8 @@ def fused_backward(
         if not own and grad_up_EJD is not None and grad_down_EDI is not None:
             grad_up_EJD[e].zero_()
             grad_down_EDI[e].zero_()
-        sums = torch.empty(3 * D * I if len(own) > 1 else 0)  # so that a sum of many terms is rounded once
+        needs_sums = len(own) > 1 and x_TD.dtype != torch.float32
+        sums = torch.empty(3 * D * I if needs_sums else 0)  # so that a sum of many terms is rounded once
         up_JD, down_DI, grad_up_JD, grad_down_DI = (at(e) for at in by_expert)
         for i, (_, start, stop) in enumerate(own):
             tokens_n, hidden_nJ, grad_rows_nD, weights_n, grads_n = (at(start) for at in by_row)
