@@ -9,16 +9,16 @@ from typing import Any
 
 from numba import int64, njit, void
 
-from gatelab.kernels.cpu._emit import FLOAT, FLOATS, LANES, compiled, inline, load, sigmoid, splat, store
+from gatelab.kernels.cpu._emit import FLOAT, FLOATS, LANES, compiled, fence, inline, load, sigmoid, splat, store
 from gatelab.kernels.cpu._float_tiles import (
     PANEL,
     ROWS,
-    copy_half,
     dot_products,
     expect,
     pack_panel,
     pack_rows,
     step_of,
+    stream_half,
     tile_of_rows,
 )
 
@@ -55,17 +55,14 @@ def _up(packed, n, weight, D, I, hidden, activated, panel, results, addresses):
         for start in range(0, n, ROWS):
             rows = min(ROWS, n - start)
             expect(activated + 4 * (I * start + i), I, rows, 64)
-            if hidden:
-                expect(hidden + 4 * (2 * I * start + i), 2 * I, rows, 64)
-                expect(hidden + 4 * (2 * I * start + I + i), 2 * I, rows, 64)
             piece = D * start // n  # of the next rows: half of them of the gate, the others behind I rows more
             ahead = weight + 4 * D * (i + LANES) + 128 * piece + (4 * D * (I - LANES) if 2 * piece >= D else 0)
             dot_products(rows, tile_of_rows(packed, start, D), panel, D, results, ahead, 128, step_of(D, rows, n, D))
             for r in range(rows):
                 result, row = results + 128 * r, start + r
                 if hidden:
-                    copy_half(result, hidden + 4 * (2 * I * row + i))
-                    copy_half(result + 64, hidden + 4 * (2 * I * row + I + i))
+                    stream_half(result, hidden + 4 * (2 * I * row + i))
+                    stream_half(result + 64, hidden + 4 * (2 * I * row + I + i))
                 _store_swiglu(result, activated + 4 * (I * row + i))
 
 
@@ -93,6 +90,7 @@ def _swiglu_expert(x, tokens, n, up_proj, down_proj, weights, D, I, hidden, out,
     _up(packed, n, up_proj, D, I, hidden, activated, panel, results, addresses)
     pack_rows(activated, 0, n, I, I, packed, addresses)
     _down(packed, n, down_proj, D, I, weights, out, panel, results, addresses)
+    fence()
 
 
 swiglu_expert = compiled(void(*[int64] * 11), _swiglu_expert)

@@ -13,7 +13,20 @@ from llvmlite import ir
 from numba import int64, njit, void
 
 from gatelab.kernels.cpu._bfloat16_tiles import read, transposed, write
-from gatelab.kernels.cpu._emit import FLOAT, FLOATS, INT, LANES, LONG, call, constant, inline, load, splat, store
+from gatelab.kernels.cpu._emit import (
+    FLOAT,
+    FLOATS,
+    INT,
+    LANES,
+    LONG,
+    call,
+    constant,
+    inline,
+    load,
+    splat,
+    store,
+    stream,
+)
 
 ROWS = 14  # times two vectors of results, two of the panel and one of the tile: 31 of the 32 registers
 PANEL = 2 * LANES
@@ -121,6 +134,16 @@ def _transpose(context: Any, addresses: Any, offset: Any, target: Any, stride: A
             target = b.add(target, stride)
 
     return void(int64, int64, int64, int64), emit
+
+
+@inline
+def stream_half(context: Any, source: Any, target: Any) -> Any:
+    """16 numbers, past the caches."""
+
+    def emit(_: Any, b: Any, __: Any, arguments: Any) -> Any:
+        stream(b, load(b, FLOATS, arguments[0]), arguments[1])
+
+    return void(int64, int64), emit
 
 
 @inline
