@@ -1,7 +1,7 @@
 """Products of bfloat16 in tiles of 32 × 32 results by AMX, in numba (extra `fast`).
 
 A register holds 16 rows of 32 terms of the first factor, or 16 pairs of terms of 16 rows of the second, packed as in
-`_bfloat16_tiles`, or 16 × 16 float32 sums. The first factor is read as it is, row after row.
+`_bfloat16_tiles`, or 16 × 16 float32 sums. Denormals count as 0.
 
 Matrices are passed by address and contiguous; their sizes, but for numbers of tokens, are multiples of 32.
 """

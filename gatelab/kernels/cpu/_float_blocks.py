@@ -9,7 +9,20 @@ from typing import Any
 
 from numba import int64, njit, void
 
-from gatelab.kernels.cpu._emit import FLOAT, FLOATS, LANES, compiled, fence, inline, load, sigmoid, splat, store
+from gatelab.kernels.cpu._emit import (
+    FLOAT,
+    FLOATS,
+    LANES,
+    LONG,
+    compiled,
+    fence,
+    inline,
+    load,
+    sigmoid,
+    splat,
+    store,
+    stream,
+)
 from gatelab.kernels.cpu._float_tiles import (
     PANEL,
     ROWS,
@@ -31,7 +44,7 @@ def _store_scaled(context: Any, results: Any, weight: Any, target: Any) -> Any:
         results, weight, target = arguments
         scale = splat(b, load(b, FLOAT, weight))
         for offset in (0, 64):
-            store(b, b.fmul(load(b, FLOATS, results, offset), scale), target, offset)
+            stream(b, b.fmul(load(b, FLOATS, results, offset), scale), b.add(target, LONG(offset)))
 
     return void(int64, int64, int64), emit
 
@@ -72,7 +85,6 @@ def _down(packed, n, weight, D, I, weights, out, panel, results, addresses):
         pack_panel(weight + 4 * I * d, weight + 4 * I * (d + LANES), I, I, panel, addresses)
         for start in range(0, n, ROWS):
             rows = min(ROWS, n - start)
-            expect(out + 4 * (D * start + d), D, rows, 128)
             ahead = weight + 4 * I * (d + PANEL) + 128 * (I * start // n)
             dot_products(rows, tile_of_rows(packed, start, I), panel, I, results, ahead, 128, step_of(I, rows, n, I))
             for r in range(rows):

@@ -15,6 +15,7 @@ from gatelab.kernels.cpu._emit import (
     FLOATS,
     LANES,
     compiled,
+    fence,
     inline,
     load,
     splat,
@@ -34,6 +35,7 @@ from gatelab.kernels.cpu._float_tiles import (
     pack_columns,
     pack_rows,
     step_of,
+    stream_half,
     tile_of_columns,
     tile_of_rows,
 )
@@ -104,6 +106,7 @@ def _hidden_gradients(packed, n, down, D, I, hidden, weights, grad_weights, grad
 @njit(nogil=True)
 def _row_gradients(grad_hidden, n, up, D, J, out, packed, panel, results, addresses):
     """From gradients of `hidden`: of the rows of x."""
+    is_all = J <= _TERMS
     for j in range(0, J, _TERMS):
         terms = min(_TERMS, J - j)
         pack_rows(grad_hidden + 4 * j, 0, n, J, terms, packed, addresses)
@@ -112,11 +115,17 @@ def _row_gradients(grad_hidden, n, up, D, J, out, packed, panel, results, addres
             for start in range(0, n, ROWS):
                 rows = min(ROWS, n - start)
                 target = out + 4 * (D * start + d)
-                expect(target, D, rows, 128)
+                if not is_all:
+                    expect(target, D, rows, 128)
                 ahead = up + 4 * (D * j + d + PANEL) + 4 * D * (terms * start // n)
                 step = step_of(terms, rows, n, terms)
                 dot_products(rows, tile_of_rows(packed, start, terms), panel, terms, results, ahead, 4 * D, step)
-                _keep(results, rows, target, D, j == 0)
+                if is_all:
+                    for r in range(rows):
+                        stream_half(results + 128 * r, target + 4 * D * r)
+                        stream_half(results + 128 * r + 64, target + 4 * D * r + 64)
+                else:
+                    _keep(results, rows, target, D, j == 0)
 
 
 @njit(nogil=True)
@@ -162,6 +171,7 @@ def _swiglu_expert_gradients(
     _hidden_gradients(packed, n, down, D, I, hidden, weights, grad_weights, grad_hidden, weighted, panel, results)
     if grad_rows:
         _row_gradients(grad_hidden, n, up, D, J, grad_rows, packed, panel, results, addresses)
+    fence()
     if grad_up:
         gather_panels(x, tokens, n, D, panels)
         _weight_gradient(grad_hidden, 0, J, panels, D, n, grad_up, is_first, packed, results)
