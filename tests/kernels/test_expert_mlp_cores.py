@@ -96,6 +96,14 @@ def test_steps_that_repeat_themselves_need_no_new_memory(buffers: _memory._Buffe
     assert third == second
 
 
+def test_memory_that_could_not_be_had_does_not_count(buffers: _memory._Buffers) -> None:
+    with pytest.raises(MemoryError):
+        buffers.take(1 << 60)
+    for more in range(3):
+        _memory.empty((4 << 20 << more,), torch.uint8)
+    assert len(buffers.idle) == 1
+
+
 @pytest.mark.usefixtures("buffers")
 def test_memory_that_is_a_little_too_large_is_recycled() -> None:
     _in_use = _memory.empty((64 << 20,), torch.uint8)  # so that nothing has to be given up

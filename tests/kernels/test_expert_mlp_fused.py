@@ -78,6 +78,17 @@ def test_a_row_does_not_depend_on_those_beside_it() -> None:
 
 @pytest.mark.usefixtures("fused")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_stay_on_the_cpu(dtype: torch.dtype) -> None:
+    arguments = case((90, 96, 32, 6, 2), dtype)
+    with torch.no_grad():
+        expected = kernels.expert_mlp(**arguments)
+        with torch.device("meta"):  # where new tensors go that do not say where
+            actual = kernels.expert_mlp(**arguments)
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_gates(dtype: torch.dtype) -> None:
     # gate and up projection are the identity: y = silu(x)·x, which is x² for large x and 0 for large negative x, where
     # the exponential leaves the range of float32; its slope is 2x and 0, and 0 in 0

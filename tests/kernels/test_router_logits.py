@@ -81,6 +81,16 @@ def test_gradients_at_any_size(size, dtype, two_threads):
     assert torch.equal(alone, actual[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [8, 64, 70])
+def test_logits_are_the_callers_own_and_on_the_cpu(tokens, dtype):
+    hidden, weight = torch.ones(tokens, 64, dtype=dtype, requires_grad=True), torch.ones(32, 64, dtype=dtype)
+    with torch.device("meta"):  # where new tensors go that do not say where
+        logits = kernels.router_logits(hidden, weight)
+    logits.mul_(2)
+    assert torch.equal(logits, torch.full((tokens, 32), 128.0))
+
+
 def _has_vectors(dtype):
     from llvmlite.binding import get_host_cpu_features
 

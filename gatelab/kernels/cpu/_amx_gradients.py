@@ -15,6 +15,7 @@ from gatelab.kernels.cpu._emit import FLOATS, compiled, fence, inline, load, str
 
 _ROW_BYTES = 4 * PANEL  # of results
 _SIZE = ROWS * _ROW_BYTES
+MOST_COLUMNS = 1024  # of x: with 2048 what an expert needs leaves the second cache, and torch's operations are faster
 _PADDING = 32  # of our own rows: a power of two apart, they would share a few places of the caches
 
 

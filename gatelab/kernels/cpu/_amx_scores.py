@@ -1,7 +1,7 @@
 """Rows of hidden states times rows of a gate's weight in bfloat16 by AMX, in numba (extra `fast`).
 
-The tokens are read where they lie, the weight is packed for each call. Sums are float32. A result does not depend on
-what else is computed beside it.
+The tokens are read where they lie and the weight is packed for each call, or the other way round, whichever is less.
+Sums are float32. A result does not depend on what else is computed beside it.
 """
 
 from typing import Any
@@ -14,7 +14,6 @@ from torch import Tensor
 from gatelab.kernels.cpu._amx_tiles import COLUMNS, ROWS, configure, multiply_into, packed_at, release, rows_at
 from gatelab.kernels.cpu._bfloat16_tiles import pack_rows
 from gatelab.kernels.cpu._emit import LANES, compiled
-from gatelab.kernels.cpu._memory import empty
 from gatelab.kernels.cpu._regions import claim, longs_at, region
 
 _PIECE = 4 * ROWS  # tokens, which stay in the second cache while the weight goes by
@@ -23,17 +22,24 @@ _WORTH_A_CORE = 1 << 23  # multiply-adds: below, waking another core takes longe
 
 def scores(hidden_TD: Tensor, weight_ED: Tensor) -> Tensor:
     """x · Wᵀ (T, E) in float32, of contiguous matrices in bfloat16, D a multiple of 32."""
-    (T, D), E = hidden_TD.shape, weight_ED.shape[0]
-    whole, all_T, all_E = T // ROWS * ROWS, _up(T, ROWS), _up(E, COLUMNS)
-    packed = torch.empty(all_E * D + 2 * ROWS * LANES, dtype=torch.bfloat16, device="cpu")
-    _pack(weight_ED.data_ptr(), E, D, packed.data_ptr(), packed[all_E * D :].data_ptr())
-    rest = torch.empty(ROWS, D, dtype=torch.bfloat16, device="cpu") if whole < T else hidden_TD
-    if whole < T:
-        rest[: T - whole] = hidden_TD[whole:]
-    logits = empty((all_T, all_E), torch.float32)
-    addresses = (hidden_TD.data_ptr(), rest.data_ptr(), packed.data_ptr(), logits.data_ptr())
-    _scores(max(1, T * D * E // _WORTH_A_CORE), *addresses, whole, all_T, D, all_E)
-    return logits[:T, :E].contiguous()
+    if len(hidden_TD) < len(weight_ED):  # pack the smaller one: sums are the same to the bit
+        return _products(weight_ED, hidden_TD).t().contiguous()
+    return _products(hidden_TD, weight_ED)
+
+
+def _products(x_MD: Tensor, y_ND: Tensor) -> Tensor:
+    """x · yᵀ (M, N); y is packed."""
+    (M, D), N = x_MD.shape, len(y_ND)
+    whole, all_M, all_N = M // ROWS * ROWS, _up(M, ROWS), _up(N, COLUMNS)
+    packed = torch.empty(all_N * D + 2 * ROWS * LANES, dtype=torch.bfloat16, device="cpu")
+    _pack(y_ND.data_ptr(), N, D, packed.data_ptr(), packed[all_N * D :].data_ptr())
+    rest = torch.empty(ROWS, D, dtype=torch.bfloat16, device="cpu") if whole < M else x_MD
+    if whole < M:
+        rest[: M - whole] = x_MD[whole:]
+    products = torch.empty(all_M, all_N, dtype=torch.float32, device="cpu")
+    addresses = (x_MD.data_ptr(), rest.data_ptr(), packed.data_ptr(), products.data_ptr())
+    _scores(max(1, M * D * N // _WORTH_A_CORE), *addresses, whole, all_M, D, all_N)
+    return products if products.shape == (M, N) else products[:M, :N].clone(memory_format=torch.contiguous_format)
 
 
 def _up(number: int, multiple: int) -> int:

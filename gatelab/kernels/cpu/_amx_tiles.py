@@ -2,6 +2,7 @@
 
 A register holds 16 rows of 32 terms of the first factor, or 16 pairs of terms of 16 rows of the second, packed as in
 `_bfloat16_tiles`, or 16 × 16 float32 sums. Denormals count as 0.
+Ask `has_amx` before anything is run: Linux ends a process that uses the registers unasked.
 
 Matrices are passed by address and contiguous; their sizes, but for numbers of tokens, are multiples of 32.
 """

@@ -35,6 +35,8 @@ from gatelab.kernels.cpu._emit import (
     total,
 )
 
+MOST_COLUMNS = 1 << 30  # of x: no limit has been found
+
 
 @inline
 def store_gradients(

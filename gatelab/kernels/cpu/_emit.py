@@ -19,7 +19,7 @@ FLOATS, INTS, SHORTS = (ir.VectorType(kind, LANES) for kind in (FLOAT, INT, ir.I
 _LOG2_E = 1.4426950408889634
 _POWERS = [0.6931471805599453**i for i in range(8)]
 _FACTORIALS = (1, 1, 2, 6, 24, 120, 720, 5040)
-_KINDS = ("emit", "amx", "bfloat16", "float", "few", "swiglu")
+_KINDS = ("emit", "amx", "bfloat16", "float", "few", "regions", "swiglu")
 _SOURCES = [source for kind in _KINDS for source in sorted(Path(__file__).parent.glob(f"_{kind}*.py"))]
 _VERSION = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:8]
 

@@ -43,9 +43,9 @@ class Arguments:
 
     @property
     def multiply_adds(self) -> int:
-        """Of `up_proj`, where oneDNN does them; 0 for MKL, which divides its work over all cores by itself."""
-        on_onednn = self.x_TD.dtype in (torch.float32, torch.bfloat16)
-        return self.token_index.shape[0] * self.up_proj[0].numel() if on_onednn else 0
+        """Of `up_proj`, in the dtypes whose blocks are shared out; 0 for others: all cores do each product."""
+        are_shared_out = self.x_TD.dtype in (torch.float32, torch.bfloat16)
+        return self.token_index.shape[0] * self.up_proj[0].numel() if are_shared_out else 0
 
 
 class Piece(NamedTuple):

@@ -40,6 +40,7 @@ from gatelab.kernels.cpu._float_tiles import (
     tile_of_rows,
 )
 
+MOST_COLUMNS = 1024  # of x: with 2048 panels leave the second cache, and torch's operations are faster
 _TERMS = 512  # of a sum at once, or columns: so that all tiles stay in the second cache
 
 

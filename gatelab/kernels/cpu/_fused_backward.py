@@ -26,7 +26,10 @@ def fused_backward(
     grad_up_EJD: Tensor | None,
     grad_down_EDI: Tensor | None,
 ) -> Callable[[int], None] | None:
-    """What writes the gradients of an expert, whose blocks are its `pieces`, and of its rows; None: see `fused`."""
+    """What writes the gradients of an expert, whose blocks are its `pieces`, and of its rows; None: see `fused`.
+
+    Also None where one core would do most of the work, so that the last bits may differ with the number of threads.
+    """
     blocks = [piece for own in pieces for piece in own]
     sizes = [own[-1].stop - own[0].start if own else 0 for own in pieces]
     if not balance(sizes, arguments.multiply_adds):  # an expert stays on one core
@@ -36,6 +39,8 @@ def fused_backward(
     if (module := kernels("gradients", arguments)) is None:
         return None
     _, D, I = arguments.down_proj.shape
+    if D > module.MOST_COLUMNS:
+        return None
     scratches = scratches_of(module, arguments, blocks)
     x_TD, grad_TD = arguments.x_TD.contiguous(), grad_TD.contiguous()
     weights = arguments.weights.detach().contiguous()
@@ -50,7 +55,7 @@ def fused_backward(
             grad_up_EJD[e].zero_()
             grad_down_EDI[e].zero_()
         needs_sums = len(own) > 1 and x_TD.dtype != torch.float32
-        sums = torch.empty(3 * D * I if needs_sums else 0)  # so that a sum of many terms is rounded once
+        sums = torch.empty(3 * D * I if needs_sums else 0, device="cpu")  # so that a sum of many terms is rounded once
         up_JD, down_DI, grad_up_JD, grad_down_DI = (at(e) for at in by_expert)
         for i, (_, start, stop) in enumerate(own):
             tokens_n, hidden_nJ, grad_rows_nD, weights_n, grads_n = (at(start) for at in by_row)

@@ -33,11 +33,13 @@ class _Buffers:
             fitting = [(b.nbytes, i) for i, b in enumerate(self.idle) if num_bytes <= b.nbytes <= _WASTE * num_bytes]
             if fitting:
                 return self.idle.pop(min(fitting)[1])
+        buffer = np.empty(num_bytes, np.uint8)
+        with self._lock:
             self._held += num_bytes
             self._most_in_use = max(self._most_in_use, self._held - sum(buffer.nbytes for buffer in self.idle))
             while self._held > _WASTE * self._most_in_use:
                 self._held -= self.idle.pop(0).nbytes
-        return np.empty(num_bytes, np.uint8)
+        return buffer
 
 
 _buffers = _Buffers()
@@ -51,7 +53,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """
     num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes < _SMALL:
-        return torch.empty(*shape, dtype=dtype)
+        return torch.empty(*shape, dtype=dtype, device="cpu")
     buffer = _buffers.take(num_bytes + _CACHE_LINE)
     start = -buffer.ctypes.data % _CACHE_LINE
     in_use = buffer[start : start + num_bytes]
