@@ -159,12 +159,12 @@ def instructions_for(dtype: torch.dtype) -> str | None:
     try:
         from llvmlite.binding import get_host_cpu_features
 
-        from gatelab.kernels.cpu._amx_tiles import has_amx
-
         features = get_host_cpu_features()
+        if dtype == torch.bfloat16:
+            from gatelab.kernels.cpu._amx_tiles import has_amx
+
+            return "_amx" if has_amx() else "_bfloat16" if features.get("avx512bf16") else None
     except (ImportError, RuntimeError):  # no numba, or no idea of this processor
         return None
-    if dtype == torch.bfloat16:
-        return "_amx" if has_amx() else "_bfloat16" if features.get("avx512bf16") else None
     # On AMD's processors oneDNN was measured, and these kernels were not.
     return "_float" if dtype == torch.float32 and is_intel() and features.get("avx512f") else None
